@@ -1,0 +1,53 @@
+# shellcheck shell=bash
+# What the launch scripts share. Each sources this file first; it leaves the shell in the project's folder with
+# PYTHON set to an interpreter that has the packages.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+GPUS=${GPUS:-1}      # processes on this machine, one per GPU
+RUNS=${RUNS:-runs}   # folder of all runs
+
+has_packages() { # does this interpreter import everything that requirements.txt names?
+  "$1" - <<'PY' >/dev/null 2>&1
+import importlib.util
+names = "torch torchvision numpy scipy tensorboard yaml cv2 PIL pydantic tqdm matplotlib pytest"
+assert all(importlib.util.find_spec(name) for name in names.split())
+PY
+}
+
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3 python .venv/bin/python; do
+    if [ -n "$candidate" ] && has_packages "$candidate"; then
+      PYTHON=$candidate
+      return
+    fi
+  done
+  echo "The active Python lacks the packages; installing requirements.txt into .venv ..."
+  [ -x .venv/bin/python ] || python3 -m venv .venv
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+  PYTHON=.venv/bin/python
+}
+
+# run_experiment TABLE NAME ROOTS [section.key=value ...]
+# Trains experiments/TABLE/NAME.yaml, or experiments/mini/NAME.yaml when one of the data roots is not set.
+run_experiment() {
+  local table=$1 name=$2 roots=$3 root
+  shift 3
+  for root in $roots; do
+    if [ -z "${!root:-}" ]; then
+      echo "$root is not set, so this runs the miniature: small rendered streets, two CPU cores, a few minutes."
+      echo "For the full experiment set: $roots"
+      table=mini
+      break
+    fi
+  done
+  local command=("$PYTHON" -m da)
+  if [ "$GPUS" -gt 1 ]; then
+    command=("$PYTHON" -m torch.distributed.run --standalone "--nproc-per-node=$GPUS" -m da)
+  fi
+  "${command[@]}" train "experiments/$table/$name.yaml" --runs "$RUNS" "$@"
+}
+
+find_python

@@ -1,0 +1,138 @@
+"""YAML traps, `base:` files, overrides, interpolation, and errors that all come at once."""
+
+from typing import Literal
+
+import pytest
+
+from da.config import Section, Tree, UserError, check, difference, merge, parse_yaml, read_tree
+
+
+class Inner(Section):
+    rate: float = 1.0
+    size: tuple[int, int] | None = None
+    kind: Literal["poly", "constant"] = "poly"
+
+
+class Outer(Section):
+    steps: int
+    inner: Inner = Inner()
+    flag: bool = False
+    optional: Inner | None = None
+
+
+def build(text: str, *overrides: str, tmp_path) -> Outer:
+    (tmp_path / "x.yaml").write_text(text)
+    return check(Outer, read_tree([tmp_path / "x.yaml"], overrides))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-4", 1e-4), ("1E+3", 1000.0), ("-2.5e-4", -2.5e-4), (".5", 0.5), ("3.", 3.0)]
+)
+def test_scientific_notation_is_a_number(text, value):
+    assert parse_yaml(f"a: {text}", "x") == {"a": value}
+
+
+@pytest.mark.parametrize("word", ["on", "off", "yes", "no", "y", "n"])
+def test_words_stay_words(word):
+    assert parse_yaml(f"a: {word}", "x") == {"a": word}
+
+
+def test_only_true_and_false_are_booleans():
+    assert parse_yaml("a: true\nb: False", "x") == {"a": True, "b": False}
+
+
+def test_integers_and_versions_are_not_floats():
+    assert parse_yaml("a: 12\nb: '1e-4'\nc: 1.2.3", "x") == {"a": 12, "b": "1e-4", "c": "1.2.3"}
+
+
+def test_equal_keys_are_an_error_with_the_line():
+    with pytest.raises(UserError, match=r"f\.yaml:3: key 'a' is given twice"):
+        parse_yaml("a: 1\nb: 2\na: 3\n", "f.yaml")
+
+
+def test_bases_merge_in_order_and_lists_replace(tmp_path):
+    (tmp_path / "a.yaml").write_text("steps: 1\ninner: {rate: 1.0, size: [1, 2]}\n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/b.yaml").write_text("base: ../a.yaml\ninner: {size: [3, 4]}\n")
+    (tmp_path / "c.yaml").write_text("inner: {rate: 0.5}\n")
+    (tmp_path / "x.yaml").write_text("base: [sub/b.yaml, c.yaml]\nflag: true\n")
+    config = check(Outer, read_tree([tmp_path / "x.yaml"], ["steps=7"]))
+    assert config == Outer(steps=7, inner=Inner(rate=0.5, size=(3, 4)), flag=True)
+
+
+def test_circular_and_missing_bases(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(UserError, match="circle"):
+        read_tree([tmp_path / "a.yaml"])
+    (tmp_path / "c.yaml").write_text("base: none.yaml\n")
+    with pytest.raises(UserError, match=r"none\.yaml: cannot be read .*c\.yaml"):
+        read_tree([tmp_path / "c.yaml"])
+
+
+def test_all_mistakes_at_once_with_file_key_and_nearest_name(tmp_path):
+    (tmp_path / "base.yaml").write_text("inner: {ratee: 1.0}\n")
+    (tmp_path / "x.yaml").write_text("base: base.yaml\nsteps: many\ninner: {kind: polly}\n")
+    with pytest.raises(UserError) as caught:
+        check(Outer, read_tree([tmp_path / "x.yaml"], ["flag=on"]))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4
+    text = "\n".join(lines)
+    assert "base.yaml: inner.ratee: unknown key; did you mean 'rate'?" in text
+    assert 'x.yaml: steps: input should be a valid integer; got "many"' in text
+    assert "x.yaml: inner.kind: input should be 'poly' or 'constant'" in text
+    assert "command line: flag:" in text
+
+
+def test_missing_key_and_key_in_optional_section(tmp_path):
+    with pytest.raises(UserError, match="steps: required"):
+        build("flag: true\n", tmp_path=tmp_path)
+    with pytest.raises(UserError, match="optional.*unknown key; did you mean 'rate'"):
+        build("steps: 1\noptional: {rat: 2.0}\n", tmp_path=tmp_path)
+
+
+def test_wrong_types_are_not_converted(tmp_path):
+    for value in ("'3'", "3.5", "true"):
+        with pytest.raises(UserError, match="steps"):
+            build(f"steps: {value}\n", tmp_path=tmp_path)
+    assert build("steps: 3\ninner: {rate: 2}\n", tmp_path=tmp_path).inner.rate == 2.0
+
+
+def test_interpolation_knows_three_variables_only(tmp_path, monkeypatch):
+    (tmp_path / "x.yaml").write_text('a: "${GTA5_ROOT}/sub"\n')
+    monkeypatch.delenv("GTA5_ROOT", raising=False)
+    with pytest.raises(UserError, match="GTA5_ROOT is not set; point it at a folder that holds  images/"):
+        read_tree([tmp_path / "x.yaml"])
+    assert read_tree([tmp_path / "x.yaml"], ["a=miniature"]).values == {"a": "miniature"}
+    monkeypatch.setenv("GTA5_ROOT", "/data/gta5")
+    assert read_tree([tmp_path / "x.yaml"]).values == {"a": "/data/gta5/sub"}
+    (tmp_path / "x.yaml").write_text('a: "${HOME}"\n')
+    with pytest.raises(UserError, match="HOME"):
+        read_tree([tmp_path / "x.yaml"])
+
+
+def test_malformed_override_and_bad_yaml(tmp_path):
+    with pytest.raises(UserError, match=r"section\.key=value"):
+        read_tree([], ["steps"])
+    (tmp_path / "x.yaml").write_text("a: [1,\nb: 2\n")
+    with pytest.raises(UserError, match=r"x\.yaml:\d+: not valid YAML"):
+        read_tree([tmp_path / "x.yaml"])
+
+
+def test_sections_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Inner().rate = 2.0
+
+
+def test_merge_leaves_its_inputs_alone_and_difference_names_keys():
+    low, high = {"a": {"b": 1, "c": [1, 2]}}, {"a": {"c": [3]}}
+    assert merge(low, high) == {"a": {"b": 1, "c": [3]}}
+    assert low == {"a": {"b": 1, "c": [1, 2]}}
+    assert difference(low, merge(low, high)) == ["a.c: [1, 2] -> [3]"]
+
+
+def test_tree_names_the_last_file_that_set_a_key():
+    tree = Tree()
+    tree.add({"a": {"b": 1}}, "one.yaml")
+    tree.add({"a": {"b": 2}}, "two.yaml")
+    assert tree.where("a.b") == "two.yaml"
