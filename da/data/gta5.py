@@ -1,0 +1,104 @@
+"""GTA5, "Playing for Data" (Richter et al., ECCV 2016): `images/00001.png`, `labels/00001.png`, 24,966 pairs.
+
+Labels are 8-bit palette PNGs whose index is the Cityscapes id. Copies with plain grey ids and copies
+painted in the Cityscapes colours circulate too; all three are read. Splits: `all`, or `train`, `val`,
+`test` of `split.mat` (keys trainIds, valIds, testIds, counted from 1), or a list file.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from scipy.io import loadmat
+
+from da.config import UserError
+from da.data import folders
+from da.data.folders import Sample
+from da.labels import CITYSCAPES_IDS, CITYSCAPES_TO_TRAIN, IGNORE, NUM_CLASSES, PALETTE
+
+SPLITS = ("all", "train", "val", "test")
+CHECKED = {"all": True}
+ROOT = "GTA5_ROOT"
+
+# Pairs of the published archive that are missing or do not belong together (IAST-ECCV2020, issue 2): 24,941
+# remain. They are left out of every root of the archive's size; smaller roots are not the archive and keep
+# all their files.
+BAD_PAIRS = frozenset(
+    f"{n:05d}"
+    for first, last in [(2154, 2158), (4634, 4637), (7115, 7119), (9683, 9688), (12050, 12054)]
+    for n in range(first, last + 1)
+)
+ARCHIVE_SIZE = 20_000
+
+# Official Cityscapes colours of the classes that are not trained on.
+VOID_COLORS = [
+    *[(0, 0, 0), (111, 74, 0), (81, 0, 81), (250, 170, 160), (230, 150, 140)],  # unlabelled ... rail track
+    *[(180, 165, 180), (150, 100, 100), (150, 120, 90), (0, 0, 90), (0, 0, 110)],  # guard rail ... trailer
+]
+_TABLE = folders.strict_table(CITYSCAPES_TO_TRAIN, CITYSCAPES_IDS)
+
+
+def index(root: Path, split: str, with_labels: bool = True) -> list[Sample]:
+    """The samples of `split`, ordered by name (list files keep their order); every label file exists.
+
+    Args:
+        root: folder that holds `images/` and `labels/`.
+        split: `all`, `train`, `val`, `test`, or a list file with one name a line.
+        with_labels: False leaves the label folder untouched and sets every `Sample.label` to None.
+
+    Raises:
+        UserError: no images, missing labels, no such split.
+    """
+    return folders.require_labels(scan(root, split, with_labels), root, ROOT)
+
+
+def scan(root: Path, split: str, with_labels: bool = True) -> list[Sample]:
+    """Like `index`, but a `Sample.label` need not exist."""
+    found = folders.flat_samples(root, "images", "labels", ROOT, with_labels)
+    if split == "all":
+        chosen = found
+    elif split in SPLITS:
+        chosen = folders.select(found, _read_split(root, split), root, "split.mat")
+    else:
+        chosen = folders.select(found, folders.read_list(root, split, SPLITS), root, split)
+    return [s for s in chosen if s.name not in BAD_PAIRS] if len(found) >= ARCHIVE_SIZE else chosen
+
+
+def _read_split(root: Path, split: str) -> list[str]:
+    path = root / "split.mat"
+    try:
+        numbers = loadmat(path)[f"{split}Ids"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: no {split}Ids could be read; put GTA5's own file there, or set split: all") from error
+    return [f"{n:05d}" for n in numbers.ravel().tolist()]
+
+
+def read_label(path: Path) -> np.ndarray:
+    """A label file of any of the three kinds as (H, W) uint8 trainIds, 255 = ignore.
+
+    Raises:
+        UserError: the file cannot be decoded, or holds an id or a colour that Cityscapes does not know.
+    """
+    stored = folders.read_stored(path)
+    if stored.ndim == 2:
+        return folders.to_train_ids(stored, _TABLE, path, "Cityscapes ids")
+    rgb = stored[..., :3].astype(np.uint32)
+    train_ids = _color_table()[_pack(rgb)]
+    if (train_ids == folders.UNKNOWN).any():
+        strange = rgb[train_ids == folders.UNKNOWN][0].tolist()
+        raise UserError(f"{path}: {tuple(strange)} is no Cityscapes colour; expected palette PNGs of ids")
+    return train_ids
+
+
+def _pack(rgb: np.ndarray) -> np.ndarray:
+    """(..., 3) colours -> (...) one number per colour."""
+    return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
+
+
+@cache
+def _color_table() -> np.ndarray:
+    """(2^24,) uint8: packed colour -> trainId, built when the first colour-coded file is met."""
+    table = np.full(1 << 24, folders.UNKNOWN, np.uint8)
+    table[_pack(np.array(VOID_COLORS, np.uint32))] = IGNORE
+    table[_pack(PALETTE[:NUM_CLASSES].astype(np.uint32))] = np.arange(NUM_CLASSES)
+    return table

@@ -1,0 +1,264 @@
+"""Source and target streams zipped into one `Batch`, and the validation samples.
+
+Every number that decides a training sample (which file, scale, crop, flip) is a pure function of the seed
+and the sample's number in the run (see `sampler`), so batches do not depend on workers, ranks or
+interruptions.
+"""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from da.config import Section, UserError
+from da.data import folders
+from da.data.sampler import GlobalBatches, derive_seed, sample_index
+from da.data.transforms import DomainConfig, Geometry
+
+T = TypeVar("T")
+
+
+class DataConfig(Section):
+    """The `data:` section."""
+
+    source: DomainConfig  # labelled images to train on
+    target: DomainConfig | None = None  # unlabelled images to adapt to; its labels are never read
+    val: DomainConfig  # labelled images to score on; only dataset, root and split matter
+    batch_size: PositiveInt = 1  # images per domain and update, over all processes and micro-batches
+    workers: NonNegativeInt = 2  # loader processes per training process; no effect on the batches
+    jitter: float = Field(0.0, ge=0, le=0.5)  # colour jitter strength, applied on the device
+    blur: float = Field(0.0, ge=0, le=1)  # probability of Gaussian blur, applied on the device
+
+
+class Batch(NamedTuple):
+    src_image: torch.Tensor  # (B, 3, H, W) uint8 RGB
+    src_label: torch.Tensor  # (B, H, W) uint8 trainIds, 255 = ignore
+    tgt_image: torch.Tensor | None  # (B, 3, H', W') uint8 RGB; None where the method uses no target
+    src_names: list[str]
+    tgt_names: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        """Every image in the batch, for messages and counting."""
+        return self.src_names + self.tgt_names
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on `device`; does not wait for the copy."""
+        return self._replace(
+            src_image=self.src_image.to(device, non_blocking=True),
+            src_label=self.src_label.to(device, non_blocking=True),
+            tgt_image=None if self.tgt_image is None else self.tgt_image.to(device, non_blocking=True),
+        )
+
+
+class ValSample(NamedTuple):
+    name: str
+    image: torch.Tensor  # (3, H, W) uint8 RGB
+    label: torch.Tensor  # (H', W') uint8 trainIds, 255 = ignore
+
+
+class _Item(NamedTuple):
+    name: str
+    image: torch.Tensor
+    label: torch.Tensor | None
+
+
+def resolve_root(config: DomainConfig) -> Path:
+    """The folder of a domain; renders the embedded pair where `root` is `miniature`.
+
+    Raises:
+        UserError: the miniature has no such data set.
+    """
+    if config.root != "miniature":
+        return Path(config.root).expanduser()
+    if config.dataset == "synthia":
+        raise UserError("root: miniature: the embedded pair is gta5 and cityscapes; synthia needs a real folder")
+    from da.data import miniature
+
+    return miniature.ensure() / config.dataset
+
+
+class _Stream:
+    """One domain's endless, augmented stream."""
+
+    def __init__(self, config: DomainConfig, name: str, seed: int, with_labels: bool) -> None:
+        self.name, self.seed = name, seed
+        self.root = resolve_root(config)
+        self.module_name = config.dataset
+        self.samples = folders.module_of(config.dataset).index(self.root, config.split, with_labels)
+        self.geometry = Geometry(config)
+        self.warned = False
+
+    def item(self, n: int) -> _Item:
+        """Sample number `n` of the run."""
+        sample = self.samples[sample_index(self.seed, self.name, n, len(self.samples))]
+        image = tv_tensors.Image(_to_tensor(folders.read_image(sample.image)))  # (3, H, W)
+        parts = [image] if sample.label is None else [image, self._label(sample.label, image)]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(self.seed, self.name, "geometry", n))
+            parts = self.geometry(parts)
+        return _Item(sample.name, parts[0], parts[1] if len(parts) == 2 else None)
+
+    def _label(self, path: Path, image: torch.Tensor) -> tv_tensors.Mask:
+        """The label at the image's size: some GTA5 pairs differ by a few lines, and the image is right."""
+        label = torch.from_numpy(folders.module_of(self.module_name).read_label(path))
+        if label.shape != image.shape[1:]:
+            if not self.warned:
+                sizes = f"{tuple(label.shape)} instead of {tuple(image.shape[1:])}"
+                warnings.warn(f"{path}: label of size {sizes}; such labels of {self.root} are resized", stacklevel=2)
+            self.warned = True
+            label = F.resize(label[None], list(image.shape[1:]), InterpolationMode.NEAREST_EXACT)[0]
+        return tv_tensors.Mask(label)
+
+
+def _to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) array -> (3, H, W) view; torchvision resizes this memory order fastest."""
+    return torch.from_numpy(image).permute(2, 0, 1)
+
+
+class _TrainingData(Dataset[Any]):
+    """Sample number n of the source and, where there is a target, of the target."""
+
+    def __init__(self, streams: list[_Stream]) -> None:
+        self.streams = streams
+
+    def __getitem__(self, n: int) -> list[_Item] | UserError:
+        try:
+            return [stream.item(n) for stream in self.streams]
+        except UserError as error:  # raised by a worker it would arrive wrapped in a traceback
+            return error
+
+
+class _ValData(Dataset[Any]):
+    def __init__(self, dataset: str, samples: list[folders.Sample]) -> None:
+        self.dataset, self.samples = dataset, samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> ValSample | UserError:
+        name, image, label = self.samples[i]
+        try:
+            train_ids = folders.module_of(self.dataset).read_label(label)
+            return ValSample(name, _to_tensor(folders.read_image(image)), torch.from_numpy(train_ids))
+        except UserError as error:
+            return error
+
+
+def _collate(items: list[list[_Item] | UserError]) -> Batch | UserError:
+    rows = []
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+        rows.append(item)
+    try:
+        src, *tgt = [list(column) for column in zip(*rows)]
+        return Batch(
+            src_image=_stack([i.image for i in src], src),
+            src_label=_stack([i.label for i in src if i.label is not None], src),
+            tgt_image=_stack([i.image for i in tgt[0]], tgt[0]) if tgt else None,
+            src_names=[i.name for i in src],
+            tgt_names=[i.name for i in tgt[0]] if tgt else [],
+        )
+    except UserError as error:
+        return error
+
+
+def _stack(tensors: list[torch.Tensor], items: list[_Item]) -> torch.Tensor:
+    for tensor, item in zip(tensors, items):
+        if tensor.shape != tensors[0].shape:
+            sizes = f"{tuple(tensors[0].shape[-2:])} and {tuple(tensor.shape[-2:])}"
+            names = f"{items[0].name} and {item.name}"
+            raise UserError(
+                f"images {names} of one batch have sizes {sizes} (height, width); set a crop or batch_size: 1"
+            )
+    return torch.stack(tensors)
+
+
+class Loaded(Generic[T]):
+    """What a DataLoader yields, with the UserErrors that its workers met raised here, in the main process."""
+
+    def __init__(self, dataset: Dataset[Any], workers: int, **options: Any) -> None:
+        self.loader = DataLoader(
+            dataset,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_single_thread,
+            generator=torch.Generator(),  # else every new iterator would advance the global one
+            **options,
+        )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[T]:
+        error = None
+        for item in self.loader:
+            if isinstance(item, UserError):
+                error = item
+                break
+            yield item
+        if error:  # outside the loop, whose end stops the workers: a traceback would keep them alive
+            raise error
+
+
+def _single_thread(worker: int) -> None:
+    """DataLoader limits torch to one thread in each worker; OpenCV is told here."""
+    cv2.setNumThreads(0)
+
+
+def train_batches(
+    config: DataConfig,
+    seed: int,
+    start_step: int,
+    *,
+    use_target: bool,
+    rank: int = 0,
+    world: int = 1,
+    accumulate: int = 1,
+) -> Iterator[Batch]:
+    """Endless training batches from update `start_step` on: `accumulate` micro-batches per update.
+
+    A batch holds `batch_size / (world * accumulate)` images per domain. The concatenation over
+    micro-batches and ranks is the global batch, whatever the split. Without `use_target` the target root is
+    not touched; target labels are never listed or opened.
+
+    Raises:
+        UserError: a root, split or label is missing, or `batch_size` cannot be shared out. While iterating:
+            a file cannot be decoded, holds unknown ids, or images of one batch differ in size.
+    """
+    if config.batch_size % (world * accumulate):
+        raise UserError(
+            f"data.batch_size: {config.batch_size} cannot be shared by {world} processes with {accumulate} "
+            f"micro-batches each; make it a multiple of {world * accumulate}"
+        )
+    streams = [_Stream(config.source, "source", seed, with_labels=True)]
+    if use_target:
+        if config.target is None:
+            raise UserError("data.target: required, the method adapts to a target domain")
+        streams.append(_Stream(config.target, "target", seed, with_labels=False))
+    batches = GlobalBatches(config.batch_size, start_step, rank, world, accumulate)
+    loaded: Loaded[Batch] = Loaded(_TrainingData(streams), config.workers, batch_sampler=batches, collate_fn=_collate)
+    return iter(loaded)
+
+
+def val_samples(config: DomainConfig, rank: int = 0, world: int = 1, workers: int = 2) -> Loaded[ValSample]:
+    """Every `world`-th validation sample from `rank` on, image and label each at its file's own size.
+
+    `size`, `scale`, `crop` and `flip` are not applied: the evaluation protocol decides the input size. Can
+    be iterated again and again; the workers stay.
+
+    Raises:
+        UserError: the root, split or a label is missing. While iterating: a file cannot be decoded.
+    """
+    samples = folders.module_of(config.dataset).index(resolve_root(config), config.split)
+    return Loaded(_ValData(config.dataset, samples[rank::world]), workers, batch_size=None)

@@ -1,0 +1,52 @@
+"""The endless index stream: which sample comes when depends on (seed, global batch size, step) alone.
+
+Samples are counted across the whole run. Update t uses the numbers [t G, (t + 1) G) of a global batch of
+size G; ranks and then micro-batches take contiguous shares of it, so their concatenation is that batch
+again.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that is a pure function of `parts`, the same in every process and Python version."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
+
+
+@lru_cache(maxsize=4)  # source and target, each around an epoch's end
+def _permutation(seed: int, stream: str, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng(derive_seed(seed, stream, "order", epoch)).permutation(size)
+
+
+def sample_index(seed: int, stream: str, n: int, size: int) -> int:
+    """Which of `size` items is number `n` of the stream `stream`: each epoch is a fresh permutation."""
+    epoch, position = divmod(n, size)
+    return int(_permutation(seed, stream, epoch, size)[position])
+
+
+class GlobalBatches(Sampler[list[int]]):
+    """Endless batch sampler: lists of sample numbers for one rank, `accumulate` micro-batches per update.
+
+    Args:
+        batch_size: samples per update over all ranks and micro-batches; a multiple of `world * accumulate`.
+        start_step: the first update to yield.
+    """
+
+    def __init__(
+        self, batch_size: int, start_step: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1
+    ) -> None:
+        self.batch_size, self.start_step = batch_size, start_step
+        self.rank, self.accumulate = rank, accumulate
+        self.micro = batch_size // (world * accumulate)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in itertools.count(self.start_step):
+            first = step * self.batch_size + self.rank * self.accumulate * self.micro
+            for start in range(first, first + self.accumulate * self.micro, self.micro):
+                yield list(range(start, start + self.micro))

@@ -1,0 +1,104 @@
+"""Joint geometry of image and label (CPU, in the workers); colour changes of image batches (device).
+
+Randomness comes from torch's global generator; the caller seeds it.
+"""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from da.config import Section
+from da.labels import IGNORE
+
+
+class DomainConfig(Section):
+    """One stream of images: where they lie, how training cuts them. Sizes are (width, height) in pixels."""
+
+    dataset: Literal["gta5", "cityscapes", "synthia"]  # the on-disk layout
+    root: str = Field(min_length=1)  # data folder, or `miniature` for the embedded pair
+    split: str  # a split of the data set, or a list file
+    size: tuple[PositiveInt, PositiveInt] | None = None  # the papers' fixed resize; None keeps the file's own size
+    scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)  # range of a random factor on top of `size`
+    crop: tuple[PositiveInt, PositiveInt] | None = None  # random crop, padded where the image is smaller
+    flip: bool = False  # mirror left and right in half of the draws
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "DomainConfig":
+        if self.scale[0] > self.scale[1]:
+            raise ValueError("scale: the lower end comes first")
+        return self
+
+
+class Geometry(v2.Transform):
+    """Resize, scale, crop and flip an image and its mask alike.
+
+    One resize serves `size` and `scale`: bicubic with antialiasing for images, nearest for masks. A crop
+    larger than the image pads right and bottom with 0, masks with `IGNORE`. Called with `tv_tensors.Image`
+    (3, H, W) uint8 and, where there is a label, `tv_tensors.Mask` (H, W) uint8 of the same size; draws the
+    same numbers with and without.
+    """
+
+    def __init__(self, config: DomainConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = flat_inputs[0].shape[-2:]
+        draw_scale, draw_left, draw_top, draw_flip = torch.rand(4).tolist()
+        low, high = self.config.scale
+        factor = low + (high - low) * draw_scale
+        base_width, base_height = self.config.size or (width, height)
+        width, height = max(1, round(base_width * factor)), max(1, round(base_height * factor))
+        crop_width, crop_height = self.config.crop or (width, height)
+        return {
+            "size": [height, width],
+            "pad": [
+                0,
+                0,
+                max(0, crop_width - width),
+                max(0, crop_height - height),
+            ],  # left, top, right, bottom
+            "left": int(draw_left * (max(0, width - crop_width) + 1)),
+            "top": int(draw_top * (max(0, height - crop_height) + 1)),
+            "crop": [crop_height, crop_width],
+            "flip": self.config.flip and draw_flip < 0.5,
+        }
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        mask = isinstance(inpt, tv_tensors.Mask)
+        out = inpt.as_subclass(torch.Tensor)[None] if mask else inpt.as_subclass(torch.Tensor)  # (1 or 3, H, W)
+        if list(out.shape[-2:]) != params["size"]:
+            mode = v2.InterpolationMode.NEAREST_EXACT if mask else v2.InterpolationMode.BICUBIC
+            out = F.resize(out, params["size"], mode, antialias=not mask)
+        if any(params["pad"]):
+            out = F.pad(out, params["pad"], fill=IGNORE if mask else 0)
+        out = F.crop(out, params["top"], params["left"], *params["crop"])
+        if params["flip"]:
+            out = F.horizontal_flip(out)
+        return tv_tensors.wrap(out[0] if mask else out, like=inpt)
+
+
+def photometric(images: torch.Tensor, jitter: float, blur: float) -> torch.Tensor:
+    """Colour jitter and Gaussian blur, drawn anew for each image of the batch.
+
+    Args:
+        images: (B, 3, H, W) float RGB in [0, 1].
+        jitter: strength s; brightness, contrast and saturation factors in [1 - s, 1 + s], hue turned by up
+            to +-s of the circle (one strength for the four, as DACS, Tranheden et al., WACV 2021). 0 to 0.5.
+        blur: probability that an image is blurred, with sigma 0.15 to 1.15 pixels (as DACS). 0 to 1.
+
+    Returns:
+        A new (B, 3, H, W) tensor in [0, 1]; the very same `images` where both are 0.
+    """
+    if jitter == 0 and blur == 0:
+        return images
+    steps = [
+        v2.ColorJitter(jitter, jitter, jitter, jitter),
+        v2.RandomApply([v2.GaussianBlur(7, (0.15, 1.15))], blur),
+    ]
+    augment = v2.Compose(steps)
+    return torch.stack([augment(image) for image in images])

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torchvision import tv_tensors
+
+from da.data.transforms import DomainConfig, Geometry, photometric
+from da.labels import IGNORE
+
+
+def config(**changes: object) -> DomainConfig:
+    return DomainConfig.model_validate({"dataset": "gta5", "root": "r", "split": "all"} | changes)
+
+
+def pair(width: int = 64, height: int = 48) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    """A label of 8-pixel columns and rows, and an image whose grey value is ten times the label."""
+    rows, columns = np.mgrid[:height, :width] // 8
+    label = torch.from_numpy(((3 * rows + columns) % 19).astype(np.uint8))
+    return tv_tensors.Image((label * 10).expand(3, -1, -1).clone()), tv_tensors.Mask(label)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_crop_flip_and_padding_keep_image_and_label_together(seed: int) -> None:
+    torch.manual_seed(seed)
+    image, label = Geometry(config(crop=(80, 32), flip=True))(*pair())
+    assert image.shape == (3, 32, 80)
+    inside = label != IGNORE
+    assert (image[0][inside] == label[inside] * 10).all()
+    assert (image[0][~inside] == 0).all()
+    assert int((~inside).sum()) == 32 * 16  # 64 columns of image, 16 of padding
+
+
+def test_resize_keeps_block_centres_together_and_invents_no_class() -> None:
+    torch.manual_seed(0)
+    geometry = Geometry(config(size=(96, 72), scale=(1.0, 2.0)))
+    for _ in range(10):
+        image, label = geometry(*pair())
+        assert image.shape[1:] == label.shape
+        assert 96 <= label.shape[1] <= 192
+        assert set(label.unique().tolist()) <= set(range(19))
+        same = (image[0].float() - label * 10.0).abs() <= 3
+        assert same.float().mean() > 0.6  # all but the bands around the block edges
+
+
+def test_random_choices_all_occur() -> None:
+    image, label = pair()
+    image[0] = torch.arange(64).expand(48, 64)  # red shows the column
+    torch.manual_seed(0)
+    geometry = Geometry(config(crop=(32, 48), flip=True))
+    crops = [geometry(image, label)[0] for _ in range(600)]
+    flipped = [bool(c[0, 0, 0] > c[0, 0, -1]) for c in crops]
+    lefts = {int(c[0, 0].min()) for c in crops}
+    assert lefts == set(range(33))  # the last offset too
+    assert 240 < sum(flipped) < 360
+
+
+def test_nothing_asked_for_changes_nothing() -> None:
+    image, label = pair()
+    for seed in range(10):
+        torch.manual_seed(seed)
+        same_image, same_label = Geometry(config())(image, label)
+        assert torch.equal(same_image, image)
+        assert torch.equal(same_label, label)
+
+
+def test_same_draws_with_and_without_a_label() -> None:
+    geometry = Geometry(config(scale=(0.5, 1.5), crop=(32, 32), flip=True))
+    torch.manual_seed(3)
+    with_label = geometry(*pair())[0]
+    torch.manual_seed(3)
+    assert torch.equal(geometry(pair()[0]), with_label)
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    for changes in (
+        {"scale": (2.0, 1.0)},
+        {"scale": (0.0, 1.0)},
+        {"crop": (0, 5)},
+        {"size": (-1, 5)},
+        {"root": ""},
+    ):
+        with pytest.raises(ValidationError):
+            config(**changes)
+
+
+def test_photometric_off_changes_nothing() -> None:
+    images = torch.rand(2, 3, 16, 16)
+    assert photometric(images, 0, 0) is images
+
+
+def test_photometric_draws_per_image_and_from_the_global_generator() -> None:
+    images = torch.rand(1, 3, 32, 32).expand(2, -1, -1, -1).clone()
+    before = images.clone()
+    torch.manual_seed(1)
+    out = photometric(images, 0.3, 1.0)
+    torch.manual_seed(1)
+    assert torch.equal(photometric(images, 0.3, 1.0), out)
+    assert torch.equal(images, before)
+    assert not torch.allclose(out[0], out[1])
+    assert out.min() >= 0
+    assert out.max() <= 1
+
+
+def test_blur_alone_smooths_and_its_probability_counts() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(1, 3, 32, 32).expand(40, -1, -1, -1)
+    out = photometric(images, 0, 0.5)
+    changed = [not torch.equal(a, b) for a, b in zip(images, out)]
+    assert 8 < sum(changed) < 32
+    assert out.std() < images.std()
+    assert torch.allclose(out.mean(), images.mean(), atol=5e-3)
