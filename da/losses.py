@@ -1,0 +1,68 @@
+"""Losses shared by the methods: pixel cross-entropy and the domain losses of output-space adversaries.
+
+Cross-entropy: Tsai et al., "Learning to Adapt Structured Output Space for Semantic Segmentation", CVPR 2018,
+eq. 3. Domain losses: its eq. 2 (discriminator) and 4 (segmenter); least squares: Mao et al., "Least Squares
+Generative Adversarial Networks", ICCV 2017.
+
+Differs from the authors' code: a crop without a labelled pixel gives zero, not NaN; everything is computed in
+float32.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from da.labels import IGNORE
+
+GanKind = Literal["vanilla", "ls"]
+
+# What a discriminator is taught to answer. The adversarial loss on a target image asks for SOURCE_DOMAIN.
+SOURCE_DOMAIN, TARGET_DOMAIN = 0, 1
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Mean cross-entropy over the labelled pixels; exactly zero, with zero gradient, if there are none.
+
+    Args:
+        logits: (B, C, H, W), any floating type.
+        label: (B, H, W) trainIds, uint8 or int64; 255 is ignored.
+
+    Returns:
+        0-d float32, in nats per pixel.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    batch, _, height, width = logits.shape
+    if label.shape != (batch, height, width):
+        raise ValueError(f"label {tuple(label.shape)} does not match logits {tuple(logits.shape)}")
+    total = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="sum")
+    valid = (label != IGNORE).sum()
+    return total / valid.clamp(min=1)
+
+
+def domain_loss(logits: Tensor, domain: int, kind: GanKind) -> Tensor:
+    """Distance of a discriminator's output from a domain label, mean over all cells and the batch.
+
+    Args:
+        logits: raw discriminator output of any shape and floating type.
+        domain: SOURCE_DOMAIN or TARGET_DOMAIN.
+        kind: `vanilla`: binary cross-entropy with logits; `ls`: squared difference of the raw output.
+
+    Returns:
+        0-d float32.
+    """
+    logits = logits.float()
+    wanted = torch.full_like(logits, domain)
+    if kind == "vanilla":
+        return F.binary_cross_entropy_with_logits(logits, wanted)
+    return F.mse_loss(logits, wanted)
+
+
+@torch.no_grad()
+def domain_accuracy(logits: Tensor, domain: int, kind: GanKind) -> Tensor:
+    """Share of cells, in [0, 1], 0-d, on the side of `domain`; the border is 0 (`vanilla`) or 0.5 (`ls`)."""
+    says_target = logits > (0.0 if kind == "vanilla" else 0.5)
+    return (says_target == (domain == TARGET_DOMAIN)).float().mean()

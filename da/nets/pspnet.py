@@ -1,0 +1,265 @@
+"""PSPNet, the one segmenter of every method: dilated ResNet, pyramid pooling, auxiliary head on layer3.
+
+Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017 (section 3.2 pyramid pooling module, section 3.3
+auxiliary loss).
+
+Differs from the authors' code: takes images of any size and normalises them itself; the pyramid branches
+carry GroupNorm by default (Wu and He, ECCV 2018), since domain adaptation trains at batch 1 and the bin-1
+branch would give BatchNorm a single value per channel; align_corners is a setting, off by default.
+"""
+
+import math
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from da.config import Section, UserError
+from da.labels import NUM_CLASSES
+from da.nets.backbone import Arch, ResNet, Stem
+from da.nets.weights import load_backbone
+
+Domain = Literal["source", "target"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class PSPNetConfig(Section):
+    """The `model:` section.
+
+    Attributes:
+        backbone, stem, output_stride, contract_dilation: see `da.nets.backbone.ResNet`.
+        bins: cells per side of each pyramid level.
+        head_channels: width of the fused head; 128 suits resnet18 and resnet34.
+        aux: build the auxiliary head on layer3, a quarter of layer3's channels wide.
+        dropout: probability of dropping a channel before each classifier.
+        ppm_norm: normalisation of the pyramid branches. `batch` is the paper's and needs at least two images
+            per forward; `group` trains at batch 1 with the same number of parameters.
+        align_corners: of every bilinear upsampling; exact only where (size - 1) % output_stride == 0.
+        bn: which statistics BatchNorm uses. `train`: those of the batch while training, and the running
+            average follows whatever domain is forwarded. `frozen`: always the running average as loaded;
+            gamma and beta still train (in a head that starts anew they are a plain scale and shift).
+            `per_domain`: as `train`, with one running average per domain and shared gamma and beta.
+        weights: of the backbone: `none` (random), `imagenet`, or see `da.nets.weights.load_backbone`.
+    """
+
+    backbone: Arch = "resnet101"
+    stem: Stem = "torchvision"
+    output_stride: Literal[8, 16] = 8
+    contract_dilation: bool = True
+    bins: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 3, 6)
+    head_channels: PositiveInt = 512
+    aux: bool = True
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    ppm_norm: Literal["batch", "group"] = "group"
+    align_corners: bool = False
+    bn: Literal["train", "frozen", "per_domain"] = "train"
+    weights: str = "imagenet"
+
+
+class Scores(NamedTuple):
+    """Class logits (B, classes, H, W) of the main head and, where there is one, of the auxiliary head."""
+
+    main: Tensor
+    aux: Tensor | None
+
+
+class DomainBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d with one set of running statistics per domain and a shared affine part.
+
+    `running_mean` and `running_var` are the source's, `running_mean_target` and `running_var_target` the
+    target's. A state dict of a plain BatchNorm2d fills both. `domain` chooses the set that the next forward
+    uses.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    running_mean_target: Tensor
+    running_var_target: Tensor
+
+    def __init__(self, plain: nn.BatchNorm2d) -> None:
+        super().__init__(plain.num_features, plain.eps, plain.momentum)
+        self.domain: Domain = "target"
+        self.register_buffer("running_mean_target", torch.zeros_like(self.running_mean))
+        self.register_buffer("running_var_target", torch.ones_like(self.running_var))
+        self.register_load_state_dict_pre_hook(_fill_target_statistics)
+        self.load_state_dict(plain.state_dict())
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.domain == "source":
+            return super().forward(input)
+        mean, var = self.running_mean_target, self.running_var_target
+        momentum = self.momentum or 0.0
+        return F.batch_norm(input, mean, var, self.weight, self.bias, self.training, momentum, self.eps)
+
+
+def _fill_target_statistics(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    for name in ("running_mean", "running_var"):
+        if prefix + name in state:
+            state.setdefault(f"{prefix}{name}_target", state[prefix + name])
+
+
+def _split_norms_by_domain(module: nn.Module) -> None:
+    """Replace every BatchNorm2d below `module` by a DomainBatchNorm2d with the same state."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, DomainBatchNorm2d(child))
+        else:
+            _split_norms_by_domain(child)
+
+
+class PyramidPooling(nn.Module):
+    """Context at several scales beside the input: (B, C, h, w) -> (B, C + bins * (C // bins), h, w).
+
+    Each branch: adaptive average pooling, 1x1 convolution, norm, ReLU, bilinear upsampling to (h, w). The
+    norm is BatchNorm, or GroupNorm with about 16 channels per group, so that a 1x1 map has values to compare.
+    """
+
+    def __init__(
+        self, in_channels: int, bins: tuple[int, ...], norm: Literal["batch", "group"], align_corners: bool
+    ) -> None:
+        super().__init__()
+        width = in_channels // len(bins)
+        groups = math.gcd(width, max(1, width // 16))
+        self.align_corners = align_corners
+        self.out_channels = in_channels + width * len(bins)
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(bin_size),
+                nn.Conv2d(in_channels, width, 1, bias=False),
+                nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(groups, width),
+                nn.ReLU(inplace=True),
+            )
+            for bin_size in bins
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [x]
+        for branch in self.branches:
+            context = branch(x).to(x.dtype)  # autocast leaves GroupNorm's output in float32
+            maps.append(F.interpolate(context, x.shape[-2:], mode="bilinear", align_corners=self.align_corners))
+        return torch.cat(maps, 1)  # the input first
+
+
+def _classifier(in_channels: int, width: int, num_classes: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.Dropout2d(dropout),
+        nn.Conv2d(width, num_classes, 1),
+    )
+
+
+def _init_head(head: nn.Module) -> None:
+    """He initialisation; the layer that gives the logits starts near zero: a near-uniform first softmax."""
+    for module in head.modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        if module.bias is None:
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        else:
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
+
+
+class PSPNet(nn.Module):
+    """The segmenter: RGB images in [0, 1] of any size in, class logits of the same size out.
+
+    Batch 1 trains with `ppm_norm: group` (the default) or `bn: frozen`; with `ppm_norm: batch` the bin-1
+    branch has one value per channel, which BatchNorm cannot normalise.
+
+    The buffers `mean` and `std` (RGB, [0, 1]) belong to the weights and are saved with them, so a checkpoint
+    carries its own input statistics. ImageNet's are the default.
+
+    Args:
+        config: the `model:` section.
+        num_classes: channels of the logits.
+
+    Attributes:
+        load_report: what `config.weights` filled.
+
+    Raises:
+        UserError: the weights cannot be found or do not fit.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: PSPNetConfig, num_classes: int = NUM_CLASSES) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = ResNet(config.backbone, config.stem, config.output_stride, config.contract_dilation)
+        self.load_report = load_backbone(self.backbone, config.weights, config.backbone)
+        self.ppm = PyramidPooling(self.backbone.num_features, config.bins, config.ppm_norm, config.align_corners)
+        self.cls = _classifier(self.ppm.out_channels, config.head_channels, num_classes, config.dropout)
+        layer3 = self.backbone.layer3_channels
+        self.aux = _classifier(layer3, layer3 // 4, num_classes, config.dropout) if config.aux else None
+        for head in self._heads():
+            _init_head(head)
+        if config.bn == "per_domain":
+            _split_norms_by_domain(self)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD))
+        self.train()
+
+    def forward(self, image: Tensor, domain: Domain = "target") -> Scores:
+        """Logits at the size of the image.
+
+        Args:
+            image: (B, 3, H, W) float RGB in [0, 1].
+            domain: whose running statistics are used and updated under `bn: per_domain`; else without effect.
+
+        Returns:
+            Scores of (B, classes, H, W), float32 also under autocast: losses need float32, and the conversion
+            is cheapest before upsampling.
+
+        Raises:
+            UserError: training at batch 1 with BatchNorm in the bin-1 branch.
+        """
+        main, aux = self.scores(image, domain)
+        size = image.shape[-2:]
+        return Scores(self._upsample(main, size), None if aux is None else self._upsample(aux, size))
+
+    def scores(self, image: Tensor, domain: Domain = "target") -> Scores:
+        """`forward` before upsampling: (B, classes, ceil(H / s), ceil(W / s)), s the output stride, in the
+        precision of the convolutions."""
+        self._check_batch(len(image))
+        for module in self.modules():
+            if isinstance(module, DomainBatchNorm2d):
+                module.domain = domain
+        normalised = (image - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)
+        layer3, layer4 = self.backbone(normalised)
+        return Scores(self.cls(self.ppm(layer4)), None if self.aux is None else self.aux(layer3))
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Trainable parameters of the backbone and of the heads; each is in exactly one of the two lists."""
+        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
+        heads = [p for head in self._heads() for p in head.parameters() if p.requires_grad]
+        return backbone, heads
+
+    def train(self, mode: bool = True) -> "PSPNet":
+        """Set training mode; under `bn: frozen` every BatchNorm stays in evaluation mode."""
+        super().train(mode)
+        if self.config.bn == "frozen":
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def _heads(self) -> list[nn.Module]:
+        return [head for head in (self.ppm, self.cls, self.aux) if head is not None]
+
+    def _upsample(self, logits: Tensor, size: torch.Size) -> Tensor:
+        return F.interpolate(logits.float(), size, mode="bilinear", align_corners=self.config.align_corners)
+
+    def _check_batch(self, batch: int) -> None:
+        batch_norm_in_ppm = self.config.ppm_norm == "batch" and self.config.bn != "frozen"
+        if self.training and batch == 1 and batch_norm_in_ppm and 1 in self.config.bins:
+            raise UserError(
+                "model.ppm_norm: `batch` cannot train at batch 1 (one value per channel in bin 1); "
+                "set model.ppm_norm: group or model.bn: frozen, or give each process at least 2 images"
+            )

@@ -1,0 +1,106 @@
+import math
+
+import pytest
+import torch
+
+from da.losses import SOURCE_DOMAIN, TARGET_DOMAIN, cross_entropy, domain_accuracy, domain_loss
+
+
+def test_cross_entropy_is_the_mean_over_labelled_pixels():
+    logits = torch.zeros(1, 4, 2, 2)
+    logits[0, 1, 0, 0] = math.log(5.0)  # class 1 has probability 5 / 8 there, every class 1 / 4 elsewhere
+    label = torch.tensor([[[1, 255], [3, 255]]], dtype=torch.uint8)
+    expected = (math.log(8 / 5) + math.log(4)) / 2
+    assert cross_entropy(logits, label).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_uniform_logits_give_the_log_of_the_classes(batch, dtype):
+    label = torch.arange(batch * 6).reshape(batch, 2, 3).to(dtype)
+    loss = cross_entropy(torch.zeros(batch, 19, 2, 3), label)
+    assert loss.item() == pytest.approx(math.log(19), rel=1e-6)
+
+
+def test_all_ignored_crop_gives_exactly_zero_and_zero_gradient():
+    logits = torch.randn(2, 19, 4, 5, requires_grad=True)
+    loss = cross_entropy(logits, torch.full((2, 4, 5), 255, dtype=torch.uint8))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_ignored_pixels_get_no_gradient_and_a_batch_is_weighted_by_pixels():
+    logits = torch.randn(2, 3, 2, 2, requires_grad=True)
+    label = torch.tensor([[[0, 1], [2, 0]], [[1, 255], [255, 255]]])
+    loss = cross_entropy(logits, label)
+    loss.backward()
+    assert torch.count_nonzero(logits.grad[1, :, 0, 1]) == 0
+    first, second = cross_entropy(logits[:1], label[:1]), cross_entropy(logits[1:], label[1:])
+    torch.testing.assert_close(loss, (4 * first + second) / 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_logits_are_summed_in_float32(dtype):
+    logits = torch.randn(1, 19, 64, 64).to(dtype)
+    label = torch.randint(0, 19, (1, 64, 64), dtype=torch.uint8)
+    loss = cross_entropy(logits, label)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, cross_entropy(logits.float(), label))
+
+
+def test_inputs_are_left_unchanged():
+    logits, label = torch.randn(1, 19, 3, 3), torch.tensor([[[0, 255, 1]] * 3], dtype=torch.uint8)
+    copies = logits.clone(), label.clone()
+    cross_entropy(logits, label)
+    domain_loss(logits, TARGET_DOMAIN, "vanilla")
+    domain_loss(logits, TARGET_DOMAIN, "ls")
+    domain_accuracy(logits, TARGET_DOMAIN, "ls")
+    assert torch.equal(logits, copies[0])
+    assert torch.equal(label, copies[1])
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 4), (2, 4, 4), (1, 1, 4, 4)])
+def test_a_label_of_another_size_is_an_error(shape):
+    with pytest.raises(ValueError, match="does not match"):
+        cross_entropy(torch.zeros(1, 19, 4, 4), torch.zeros(shape, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "domain", "expected"),
+    [
+        ("vanilla", 0.0, SOURCE_DOMAIN, math.log(2)),
+        ("vanilla", 0.0, TARGET_DOMAIN, math.log(2)),
+        ("vanilla", 2.0, SOURCE_DOMAIN, math.log(1 + math.exp(2))),
+        ("vanilla", 2.0, TARGET_DOMAIN, math.log(1 + math.exp(-2))),
+        ("ls", 0.5, SOURCE_DOMAIN, 0.25),
+        ("ls", 1.0, TARGET_DOMAIN, 0.0),
+        ("ls", 3.0, SOURCE_DOMAIN, 9.0),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_domain_loss_values(kind, value, domain, expected, batch):
+    loss = domain_loss(torch.full((batch, 1, 4, 8), value, dtype=torch.bfloat16), domain, kind)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vanilla", "ls"])
+def test_adversarial_loss_moves_a_target_verdict_towards_source(kind):
+    out = torch.full((1, 1, 2, 4), 20.0, requires_grad=True)  # D is sure: target
+    loss = domain_loss(out, SOURCE_DOMAIN, kind)
+    loss.backward()
+    assert loss > 10
+    assert (out.grad > 0).all()  # descent lowers D's output, towards the source's side
+    assert domain_loss(out, TARGET_DOMAIN, kind) < domain_loss(out, SOURCE_DOMAIN, kind)
+
+
+def test_domain_accuracy():
+    out = torch.tensor([-1.0, 0.2, 0.7, 3.0], requires_grad=True)
+    assert domain_accuracy(out, TARGET_DOMAIN, "vanilla").item() == 0.75
+    assert domain_accuracy(out, SOURCE_DOMAIN, "vanilla").item() == 0.25
+    assert domain_accuracy(out, TARGET_DOMAIN, "ls").item() == 0.5
+    accuracy = domain_accuracy(out, SOURCE_DOMAIN, "ls")
+    assert accuracy.item() == 0.5
+    assert accuracy.shape == ()
+    assert not accuracy.requires_grad
