@@ -1,0 +1,84 @@
+"""The processes of one run. Started by torchrun they share the work; started plainly there is one of them."""
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+
+
+def setup(device: torch.device) -> None:
+    """Join the process group that torchrun announces in the environment; nothing to do without torchrun."""
+    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def shutdown() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is this process's own GPU where there is one, else the CPU."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of `tensor` over all processes, in place; every process must call it."""
+    if world() > 1:
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    return sum_over_ranks(tensor) / world()
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its mean over the processes, once per update, in one flat message.
+
+    A method may run several backward passes through several networks before an update; their sums are what
+    travels, so it makes no difference how many there were. Parameters without a gradient must be the same on
+    every process.
+    """
+    if world() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    distributed.all_reduce(flat)
+    flat /= world()
+    offset = 0
+    for gradient in gradients:
+        gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
+        offset += gradient.numel()
+
+
+def broadcast_modules(modules: Iterable[nn.Module]) -> None:
+    """Give every process the parameters and buffers of process 0."""
+    if world() == 1:
+        return
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            distributed.broadcast(tensor.data, src=0)
+
+
+def barrier() -> None:
+    if world() > 1:
+        distributed.barrier()

@@ -1,0 +1,80 @@
+"""The run folder: the resolved configuration, the environment, and the summary that marks a finished run."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from da.config import UserError, difference, parse_yaml
+
+# Keys that change how fast a run goes or where it runs, never what comes out of it.
+FREE_KEYS = ("data.workers: ", "run.device: ")
+
+
+def claim(folder: Path, config: dict[str, Any]) -> None:
+    """Write `config.yaml` into a new folder; in one that has checkpoints, require the same configuration.
+
+    Raises:
+        UserError: the folder holds a run of another configuration; the message shows the difference.
+    """
+    path = folder / "config.yaml"
+    if path.exists() and (folder / "checkpoints").exists():
+        changed = difference(parse_yaml(path.read_text(encoding="utf-8"), str(path)), config)
+        changed = [line for line in changed if not line.startswith(FREE_KEYS)]
+        if changed:
+            raise UserError(
+                f"{folder} holds a run of another configuration ({'; '.join(changed)}); "
+                "give the new run its own name=... or delete the folder"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, yaml.safe_dump(config, sort_keys=False))
+
+
+def describe_environment(folder: Path, device: torch.device) -> None:
+    """Write `environment.json`: code, versions, device and command of the newest start."""
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    facts = {
+        "commit": commit or None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "host": platform.node(),
+        "command": " ".join(sys.argv),
+        "world_size": int(os.environ.get("WORLD_SIZE", 1)),
+    }
+    write_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    aside = path.with_name(path.name + ".writing")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """`summary.json` of a finished run, None while there is none."""
+    path = folder / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -1,0 +1,107 @@
+"""What a run tells: lines or a bar on the terminal, metrics.jsonl, TensorBoard. The only place that prints."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from da.engine import dist
+from da.engine.folder import write_text
+
+
+def say(text: str) -> None:
+    """Print a line for the user (main process only), above a progress bar where one is shown."""
+    if dist.is_main():
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def duration(seconds: float) -> str:
+    """`3725` -> `1h02m`; `65` -> `1m05s`."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
+
+
+class RunLog:
+    """Scalars and pictures of one run, from `start` on; what a cut-off run wrote beyond `start` is dropped."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / "metrics.jsonl"
+        kept = [line for line in _lines(path) if _step(line) <= start]
+        write_text(path, "".join(line + "\n" for line in kept))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed in close()
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl and one point per TensorBoard tag; NaN (an absent class) is left out."""
+        finite = {tag: value for tag, value in values.items() if np.isfinite(value)}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
+        for tag, value in finite.items():
+            self._board.add_scalar(tag, value, step)
+
+    def picture(self, step: int, tag: str, picture: np.ndarray) -> None:
+        """`picture`: (H, W, 3) uint8 RGB."""
+        self._board.add_image(tag, picture, step, dataformats="HWC")
+
+    def text(self, tag: str, text: str) -> None:
+        self._board.add_text(tag, text)
+
+    def flush(self) -> None:
+        """Hand everything to the disk, as before a checkpoint."""
+        self._board.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _step(line: str) -> float:
+    """The step of a metrics line; a line that was cut off counts as later than any step."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+class Progress:
+    """A bar on a terminal; in a log file, a line with an ETA at every call of `report`."""
+
+    def __init__(self, start: int, total: int) -> None:
+        self._total, self._start, self._began = total, start, time.monotonic()
+        self._paused = 0.0
+        shown = dist.is_main() and sys.stderr.isatty()
+        self._bar = tqdm(initial=start, total=total, unit="step", dynamic_ncols=True) if shown else None
+
+    def advance(self) -> None:
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def report(self, step: int, values: Mapping[str, float]) -> None:
+        """Show the losses and `speed/images_per_second` of `values`."""
+        parts = {t.split("/")[-1]: v for t, v in values.items() if t.startswith(("loss/", "d/", "speed/"))}
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in parts.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown, refresh=False)
+            return
+        spent = time.monotonic() - self._began - self._paused
+        left = spent / max(step - self._start, 1) * (self._total - step)
+        say(f"step {step}/{self._total}  {shown}  ETA {duration(left)}")
+
+    def skip(self, seconds: float) -> None:
+        """Leave `seconds` (a validation) out of the ETA's rate."""
+        self._paused += seconds
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

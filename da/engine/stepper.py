@@ -1,0 +1,156 @@
+"""One update: precision, accumulation, gradient synchronisation, clipping, optimiser steps, schedule.
+
+The method says what its losses are and calls `backward(loss)` as often as it likes; everything that has to be
+right whatever the method is stands here. Randomness inside an update (dropout, jitter) is seeded from
+(seed, step, rank), so an update is a pure function of its batch, its weights and its step.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from da.config import Section
+from da.engine import dist
+
+Backward = Callable[[Tensor], None]
+
+
+class Trains(Protocol):
+    """What the engine needs of a method (`da.trainers.base.Trainer` documents it)."""
+
+    modules: dict[str, nn.Module]
+    optimizers: dict[str, Optimizer]
+
+    def step(self, batch: Any, backward: Backward) -> dict[str, Tensor]: ...
+
+    def predict(self, image: Tensor) -> Tensor: ...
+
+
+class ScheduleConfig(Section):
+    kind: Literal["poly", "constant"] = "poly"
+    power: float = 0.9  # poly: (1 - t / horizon) ** power
+    horizon: int | None = None  # step at which poly reaches zero; None = `run.steps`
+    warmup: int = 0  # steps of linear warm-up from 1 / warmup to 1, multiplied with the rest
+
+
+def schedule_factor(step: int, config: ScheduleConfig, steps: int) -> float:
+    """What every base rate is multiplied with in update number `step` (from 0). poly: 1 at 0, 0 at the horizon."""
+    factor = 1.0
+    if config.kind == "poly":
+        factor = max(0.0, 1.0 - step / (config.horizon or steps)) ** config.power
+    if step < config.warmup:
+        factor *= (step + 1) / config.warmup
+    return factor
+
+
+def seed_everything(*parts: object) -> None:
+    """Seed torch's generators from any tuple of values: equal tuples, equal streams."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+class Stepper:
+    """Turns micro-batches into updates of a trainer's networks."""
+
+    def __init__(
+        self,
+        trainer: Trains,
+        device: torch.device,
+        *,
+        seed: int,
+        steps: int,
+        schedule: ScheduleConfig,
+        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        clip_norm: float | None = None,
+        channels_last: bool = True,
+    ) -> None:
+        self.trainer, self.device, self.seed, self.clip_norm = trainer, device, seed, clip_norm
+        self._steps, self._schedule = steps, schedule
+        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        for module in trainer.modules.values():
+            module.to(device=device)
+            if channels_last:
+                module.to(memory_format=torch.channels_last)
+        for optimizer in trainer.optimizers.values():
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
+
+    def begin(self) -> None:
+        """Call after state was loaded, before the first update: all processes start from equal networks."""
+        dist.broadcast_modules(self.trainer.modules.values())
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The configured precision. Weights are cast anew in each forward: a cast that was cached under
+        `no_grad` would otherwise be used, without its gradient, by the next forward."""
+        return torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None, cache_enabled=False)
+
+    def eval(self) -> None:
+        """Put every network into evaluation mode; `update` puts them back."""
+        for module in self.trainer.modules.values():
+            module.eval()
+
+    def update(self, batches: Iterable[Any], count: int, step: int) -> dict[str, Tensor]:
+        """Update number `step` from `count` micro-batches; returns the mean of the trainer's 0-d scalars."""
+        seed_everything(self.seed, "update", step, dist.rank())
+        factor = schedule_factor(step, self._schedule, self._steps)
+        for optimizer in self.trainer.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        for module in self.trainer.modules.values():
+            module.train()
+
+        def backward(loss: Tensor) -> None:
+            with torch.autocast(self.device.type, enabled=False):
+                self.scaler.scale(loss / count).backward()
+
+        totals: dict[str, Tensor] = {}
+        for batch in batches:
+            with self.autocast():
+                scalars = self.trainer.step(batch.to(self.device), backward)
+            for tag, value in scalars.items():
+                value = value.detach().float() / count
+                totals[tag] = totals[tag] + value if tag in totals else value
+        self._apply()
+        return totals
+
+    def _apply(self) -> None:
+        for optimizer in self.trainer.optimizers.values():
+            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            dist.average_gradients(parameters)
+            self.scaler.unscale_(optimizer)
+            if self.clip_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        self.scaler.update()
+
+    def rates(self) -> dict[str, float]:
+        """The current learning rates, `rate/<optimizer>` or `rate/<optimizer>/<group>`."""
+        found = {}
+        for name, optimizer in self.trainer.optimizers.items():
+            for number, group in enumerate(optimizer.param_groups):
+                part = f"/{group.get('name', number)}" if len(optimizer.param_groups) > 1 else ""
+                found[f"rate/{name}{part}"] = float(group["lr"])
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything an exact continuation needs: networks, optimisers, loss scale."""
+        return {
+            "modules": {name: m.state_dict() for name, m in self.trainer.modules.items()},
+            "optimizers": {name: o.state_dict() for name, o in self.trainer.optimizers.items()},
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_optimizers(self, state: Mapping[str, Any]) -> None:
+        """Take back the optimisers and the loss scale that `state_dict` gave."""
+        for name, optimizer in self.trainer.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,124 @@
+"""NaN guard, logging, and where a run continues."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from da.config import UserError
+from da.engine import checkpoint
+from da.engine.log import RunLog, duration
+from da.engine.loop import Loop, RunConfig, Window
+from da.engine.stepper import ScheduleConfig, Stepper
+
+
+class Batch:
+    def __init__(self, number: int) -> None:
+        self.number, self.names = number, [f"image_{number}"]
+
+    def to(self, device):
+        return self
+
+
+class Method:
+    """Loss is not a number in the update that sees batch `bad`."""
+
+    def __init__(self, bad: int | None = None) -> None:
+        self.bad, self.layer = bad, nn.Linear(1, 1)
+        self.modules = {"layer": self.layer}
+        self.optimizers = {"layer": torch.optim.SGD(self.layer.parameters(), lr=0.1)}
+
+    def step(self, batch, backward):
+        loss = self.layer(torch.ones(1, 1)).square().mean()
+        if batch.number == self.bad:
+            loss = loss * float("nan")
+        backward(loss)
+        return {"loss/fine": torch.ones(()), "loss/fit": loss}
+
+    def predict(self, image):
+        return image
+
+
+def loop(folder, method, **settings) -> Loop:
+    folder.mkdir(exist_ok=True)
+    settings = {"steps": 10, "log_every": 4, "val_every": 5, "save_every": 3} | settings
+    config = RunConfig(**settings)
+    stepper = Stepper(method, torch.device("cpu"), seed=0, steps=config.steps, schedule=ScheduleConfig())
+
+    def load(states, source):
+        method.layer.load_state_dict(states["layer"])
+
+    scores = iter(range(100))
+    return Loop(stepper, config, folder, lambda step, limit: {"val/mIoU": next(scores)}, lambda *_: None, {}, load)
+
+
+def batches(start):
+    return iter([Batch(n) for n in range(start, 100)])
+
+
+def test_nan_guard_names_step_loss_and_files_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(UserError) as caught:
+        loop(tmp_path, Method(bad=7)).fit(batches)
+    text = str(caught.value)
+    assert "step 8: loss/fit is not finite (batch: image_7)" in text
+    assert str(tmp_path / "checkpoints/last.pt") in text
+    state = checkpoint.load(tmp_path / "checkpoints/last.pt")
+    assert state["step"] == 6
+    assert all(torch.isfinite(v).all() for v in state["modules"]["layer"].values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    method = Method()
+    run = loop(tmp_path, method)
+    with torch.no_grad():
+        method.layer.weight.fill_(float("inf"))
+    with pytest.raises(UserError, match="weights of layer are not finite"):
+        run._save(3)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_files_of_a_finished_run(tmp_path):
+    loop(tmp_path, Method(), keep_every=5).fit(batches)
+    names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"last.pt", "previous.pt", "best.pt", "step_00000010.pt"}  # kept when saved: 3, 6, 9, 10
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss/fit" in line] == [4, 8, 10]
+    assert [line["step"] for line in lines if "val/mIoU" in line] == [5, 10]
+    assert checkpoint.load(tmp_path / "checkpoints/best.pt")["step"] == 10
+
+
+def test_continues_with_the_window_it_had(tmp_path):
+    straight = tmp_path / "straight"
+    torch.manual_seed(0)
+    loop(straight, Method()).fit(batches)
+    torch.manual_seed(0)
+    with pytest.raises(UserError):
+        loop(tmp_path / "cut", Method(bad=7)).fit(batches)  # last checkpoint: step 6, between two log lines
+    run = loop(tmp_path / "cut", Method())
+    assert run.start == 6
+    run.fit(batches)
+
+    def losses(folder):
+        lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [(x["step"], x["loss/fit"]) for x in lines if "loss/fit" in x]
+
+    assert losses(straight) == losses(tmp_path / "cut")
+
+
+def test_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "a": 1}\n{"step": 5, "a": 1}\n{"step": 6, "a"')
+    RunLog(tmp_path, start=4).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 2, "a": 1}\n'
+
+
+def test_window_mean_is_over_updates():
+    window = Window()
+    for step in range(3):
+        window.add(step, [], {"loss/a": torch.tensor(float(step))})
+    window.settle(None)
+    assert window.mean() == {"loss/a": 1.0}
+
+
+def test_durations_read_well():
+    assert [duration(s) for s in (5, 65, 3725)] == ["0m05s", "1m05s", "1h02m"]
