@@ -1,0 +1,66 @@
+"""One confusion matrix, and everything that is read from it."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from da.labels import IGNORE, NAMES, NUM_CLASSES, SUBSETS
+
+
+class ConfusionMatrix:
+    """Counts of (label, prediction) pairs of trainIds as int64; rows are labels, ignored pixels are left out."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.counts = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64, device=device)
+
+    def add(self, label: Tensor, prediction: Tensor) -> None:
+        """Count one image: two uint8 maps of equal shape; label values 0..18 or 255, predictions 0..18.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        if label.shape != prediction.shape:
+            raise ValueError(f"label {tuple(label.shape)} and prediction {tuple(prediction.shape)} differ in shape")
+        valid = label != IGNORE
+        pairs = label[valid].long() * NUM_CLASSES + prediction[valid].long()
+        self.counts += torch.bincount(pairs, minlength=NUM_CLASSES**2).view_as(self.counts)
+
+
+def class_iou(counts: np.ndarray) -> np.ndarray:
+    """IoU_c = C_cc / (row_c + column_c - C_cc), (19,) float64; NaN for a class in neither labels nor predictions."""
+    hits = np.diag(counts).astype(np.float64)
+    union = counts.sum(0) + counts.sum(1) - hits
+    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+
+
+def mean_iou(counts: np.ndarray, classes: int = 19) -> float:
+    """Mean IoU over the 19-, 16- or 13-class subset of the *same* matrix, in percent.
+
+    A class without labels is left out, also where it was predicted: those predictions already count as errors
+    of the class that was there. Errors into classes outside the subset count too.
+    """
+    present = [c for c in SUBSETS[classes] if counts[c].sum() > 0]
+    return float(100 * class_iou(counts)[present].mean()) if present else float("nan")
+
+
+def scores(counts: np.ndarray, classes: int = 19) -> dict[str, float]:
+    """All figures in percent: `mIoU` over the subset `classes`, `mIoU19`, `mIoU16`, `mIoU13`, `mAcc`,
+    `pixel_accuracy`, `fwIoU` and `IoU/<class>`; NaN where no labelled pixel tells.
+
+    fwIoU weights each class's IoU with its share of the labelled pixels (Long et al., CVPR 2015).
+    """
+    rows = counts.sum(1).astype(np.float64)
+    total, labelled = max(rows.sum(), 1.0), rows > 0
+    iou, hits = class_iou(counts), np.diag(counts).astype(np.float64)
+    recall = hits[labelled] / rows[labelled]
+    found = {
+        "mIoU": mean_iou(counts, classes),
+        "mIoU19": mean_iou(counts, 19),
+        "mIoU16": mean_iou(counts, 16),
+        "mIoU13": mean_iou(counts, 13),
+        "mAcc": float(100 * recall.mean()) if labelled.any() else float("nan"),
+        "pixel_accuracy": float(100 * hits.sum() / total),
+        "fwIoU": float(100 * (rows[labelled] / total * iou[labelled]).sum()),
+    }
+    per_class = {f"IoU/{name}": float(100 * iou[i]) if labelled[i] else float("nan") for i, name in enumerate(NAMES)}
+    return found | per_class

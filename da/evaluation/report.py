@@ -1,0 +1,48 @@
+"""Results as tables on the terminal."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from da.labels import NAMES
+
+
+def describe_protocol(protocol: dict[str, Any]) -> str:
+    """One line: what the numbers were measured under."""
+    size = protocol["input_size"]
+    shown = f"{size[0]}x{size[1]}" if size else "own size"
+    return (
+        f"input {shown}, whole image, single scale, logits upsampled (align_corners "
+        f"{str(protocol['align_corners']).lower()}) to full-resolution labels, mean over {protocol['classes']} classes"
+    )
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Results side by side: the summary figures, then IoU per class. Absent classes are shown as `-`.
+
+    A result has `run`, `checkpoint` (`last` or `best`), `step`, `protocol` and `scores`. Where protocols differ the
+    table says so under the header.
+    """
+    titles = [f"{r['run']} ({r['checkpoint']}, step {r['step']})" for r in results]
+    figures = ["mIoU", "mIoU19", "mIoU16", "mIoU13", "mAcc", "pixel_accuracy", "fwIoU"]
+    keys = figures + [f"IoU/{name}" for name in NAMES]
+    names = ["", *figures, *NAMES]
+    columns = [[title, *(_cell(r["scores"].get(k)) for k in keys)] for title, r in zip(titles, results)]
+    widths = [max(map(len, column)) for column in [names, *columns]]
+    lines = []
+    for row in zip(names, *columns):
+        cells = [row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:])]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "-" * max(map(len, lines)))
+    lines.insert(2 + len(figures), "")
+    protocols = {describe_protocol(r["protocol"]) for r in results}
+    if len(protocols) > 1:
+        lines.append("NOT COMPARABLE, protocols differ:")
+    lines += ["", *(f"protocol: {text}" for text in sorted(protocols))]
+    if any(r["checkpoint"] == "best" for r in results):
+        lines.append("`best` is the checkpoint with the highest validation score: it was chosen with target labels.")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.2f}"

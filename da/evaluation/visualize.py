@@ -1,0 +1,89 @@
+"""Pictures: label colours, overlays, entropy maps, and grids of them with titles."""
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from da.labels import CLASSES, IGNORE, PALETTE
+
+
+def to_picture(image: Tensor) -> np.ndarray:
+    """(3, H, W) uint8 RGB tensor -> (H, W, 3) array."""
+    return image.permute(1, 2, 0).cpu().numpy()
+
+
+def colorize(label: Tensor | np.ndarray) -> np.ndarray:
+    """(H, W) uint8 trainIds -> (H, W, 3) RGB in the Cityscapes colours; ignored pixels are black."""
+    return PALETTE[np.asarray(label.cpu() if isinstance(label, Tensor) else label)]
+
+
+def error_map(prediction: Tensor, label: Tensor) -> np.ndarray:
+    """(H, W, 3) RGB: the prediction's colours where it is wrong, pale grey where it is right, black where ignored."""
+    wrong = (prediction != label)[..., None].cpu().numpy()
+    ignored = (label == IGNORE)[..., None].cpu().numpy()
+    right = np.where(wrong, colorize(prediction), np.uint8(225))
+    return np.where(ignored, np.uint8(0), right)
+
+
+def entropy_map(logits: Tensor) -> np.ndarray:
+    """(C, H, W) logits -> (H, W, 3) RGB heat map of the entropy of softmax, divided by ln C (so 0 to 1)."""
+    log_p = logits.float().log_softmax(0)
+    entropy = -(log_p.exp() * log_p).sum(0) / math.log(logits.shape[0])
+    grey = (entropy.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
+    return cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+
+
+def grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (), width: int = 320) -> np.ndarray:
+    """Rows of (H, W, 3) pictures, each scaled to `width` pixels, with a title above each column.
+
+    Label colours stay exact because enlarging and shrinking use the nearest pixel for every picture that has few
+    colours.
+    """
+    gap = 4
+    lines = [_beside([_scaled(picture, width) for picture in row], gap) for row in rows]
+    if titles:
+        lines.insert(0, _beside([_title(text, width) for text in titles], gap))
+    broad = max(line.shape[1] for line in lines)
+    padded = [cv2.copyMakeBorder(l, 0, gap, 0, broad - l.shape[1], cv2.BORDER_CONSTANT, value=WHITE) for l in lines]
+    return np.concatenate(padded)
+
+
+WHITE = (255, 255, 255)
+
+
+def _scaled(picture: np.ndarray, width: int) -> np.ndarray:
+    height = round(picture.shape[0] * width / picture.shape[1])
+    few_colors = len(np.unique(picture.reshape(-1, 3)[:: max(1, picture.size // 60000)], axis=0)) <= len(CLASSES) + 2
+    smooth = cv2.INTER_AREA if width < picture.shape[1] else cv2.INTER_LINEAR
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST if few_colors else smooth)
+
+
+def _beside(pictures: Sequence[np.ndarray], gap: int) -> np.ndarray:
+    tall = max(p.shape[0] for p in pictures)
+    return np.concatenate(
+        [cv2.copyMakeBorder(p, 0, tall - p.shape[0], 0, gap, cv2.BORDER_CONSTANT, value=WHITE) for p in pictures],
+        1,
+    )
+
+
+def _title(text: str, width: int) -> np.ndarray:
+    strip = np.full((24, width, 3), 255, np.uint8)
+    size = min(0.5, 0.5 * width / max(1, cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)[0][0]))
+    cv2.putText(strip, text, (2, 17), cv2.FONT_HERSHEY_SIMPLEX, size, (30, 30, 30), 1, cv2.LINE_AA)
+    return strip
+
+
+def legend(width: int = 480) -> np.ndarray:
+    """The 19 classes with their colours, (H, W, 3) RGB."""
+    columns, cell = 4, 24
+    rows = math.ceil(len(CLASSES) / columns)
+    picture = np.full((rows * cell, width, 3), 255, np.uint8)
+    for i, c in enumerate(CLASSES):
+        x, y = (i % columns) * (width // columns), (i // columns) * cell
+        cv2.rectangle(picture, (x + 4, y + 5), (x + 20, y + 19), c.color, -1)
+        cv2.putText(picture, c.name, (x + 26, y + 17), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (30, 30, 30), 1, cv2.LINE_AA)
+    return picture

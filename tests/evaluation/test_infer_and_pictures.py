@@ -1,0 +1,72 @@
+"""Inference under a protocol, pictures, tables."""
+
+import numpy as np
+import pytest
+import torch
+
+from da.evaluation import visualize
+from da.evaluation.infer import EvalConfig, predict_labels
+from da.evaluation.report import table
+from da.labels import PALETTE
+
+
+def red_is_road(image: torch.Tensor) -> torch.Tensor:
+    """A segmenter that calls bright red pixels road and everything else sky."""
+    logits = torch.zeros(1, 19, *image.shape[-2:])
+    logits[:, 0] = image[:, 0] * 2 - 1
+    logits[:, 10] = 1 - image[:, 0] * 2
+    return logits
+
+
+@pytest.mark.parametrize("input_size", [None, (32, 16), (128, 64)])
+def test_labels_come_at_the_size_asked_for(input_size):
+    image = torch.zeros(3, 32, 64, dtype=torch.uint8)
+    image[0, :, :32] = 255
+    found = predict_labels(red_is_road, image, (64, 128), EvalConfig(input_size=input_size))
+    assert found.shape == (64, 128)
+    assert found.dtype == torch.uint8
+    assert (found[:, :60] == 0).all()
+    assert (found[:, 68:] == 10).all()
+
+
+def test_colors_and_errors():
+    label = torch.tensor([[0, 10, 255]], dtype=torch.uint8)
+    prediction = torch.tensor([[0, 0, 3]], dtype=torch.uint8)
+    assert visualize.colorize(label)[0].tolist() == [[128, 64, 128], [70, 130, 180], [0, 0, 0]]
+    errors = visualize.error_map(prediction, label)
+    assert errors[0].tolist() == [[225, 225, 225], PALETTE[0].tolist(), [0, 0, 0]]
+
+
+def test_entropy_map_is_dark_where_sure_and_bright_where_not():
+    logits = torch.zeros(19, 1, 2)
+    logits[0, 0, 0] = 100
+    sure, unsure = visualize.entropy_map(logits)[0].astype(int).sum(1)
+    assert sure < 20
+    assert unsure > 400
+
+
+def test_grid_keeps_label_colors_and_places_every_picture():
+    label = visualize.colorize(np.full((10, 20), 13, np.uint8))
+    photo = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    picture = visualize.grid([[label, photo], [label]], ("label", "photo"), width=80)
+    assert picture.shape[1] == 2 * 84
+    assert (picture[30:60, 5:75] == PALETTE[13]).all()
+
+
+def test_table_shows_protocol_absent_classes_and_best():
+    result = {
+        "run": "a",
+        "checkpoint": "best",
+        "step": 5,
+        "protocol": {"input_size": [1024, 512], "align_corners": False, "classes": 19},
+        "scores": {"mIoU": 41.239, "IoU/road": 90.0},
+    }
+    text = table([result, result | {"run": "b", "checkpoint": "last"}])
+    assert "41.24" in text
+    assert "a (best, step 5)" in text
+    assert "input 1024x512" in text
+    assert "chosen with target labels" in text
+    train_row = next(line for line in text.splitlines() if line.startswith("train "))
+    assert train_row.split()[1:] == ["-", "-"]
+    other = result["protocol"] | {"input_size": None}
+    assert "NOT COMPARABLE" in table([result, result | {"protocol": other}])
