@@ -1,0 +1,262 @@
+"""One run from its configuration to its summary, and the evaluation of finished or unfinished ones."""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from da.config import Tree, UserError, check, parse_yaml, read_tree
+from da.data.loaders import Batch, ValSample, train_batches, val_samples
+from da.engine import checkpoint, dist, folder
+from da.engine.log import say
+from da.engine.loop import Loop, Scalars
+from da.engine.stepper import Stepper
+from da.evaluation import visualize
+from da.evaluation.infer import predict_labels
+from da.evaluation.metrics import ConfusionMatrix, scores
+from da.evaluation.report import table
+from da.nets.weights import load_modules
+from da.trainers import base
+
+
+def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> base.Experiment:
+    """Read and check an experiment. `experiment` and `name` default to the first file's folder and stem."""
+    tree = read_tree(files, overrides)
+    first = Path(files[0]).resolve()
+    tree.values = {"experiment": first.parent.name, "name": first.stem, **tree.values}
+    return check_config(tree)
+
+
+def check_config(tree: Tree) -> base.Experiment:
+    if "trainer" not in tree.values:
+        raise UserError(f"{tree.where('trainer')}: trainer: required; one of " + ", ".join(base.methods()))
+    return check(base.experiment_schema(str(tree.values["trainer"])), tree)
+
+
+def run_folder(config: base.Experiment, runs: Path) -> Path:
+    return runs / config.experiment / f"{config.name}-seed{config.seed}"
+
+
+def train(config: base.Experiment, runs: Path) -> Path:
+    """Train to the end, continuing what was begun and leaving alone what is finished. Returns the run folder."""
+    where = run_folder(config, runs)
+    resolved = config.model_dump(mode="json")
+    device = dist.pick_device(config.run.device)
+    dist.setup(device)
+    if dist.is_main():
+        folder.claim(where, resolved)
+    dist.barrier()
+    summary = folder.read_summary(where)
+    if summary:
+        say(f"{where} is finished; delete it to train again, or give a new run its own name=... or seed=...")
+        _tell(where, summary)
+        return where
+    if dist.is_main():
+        folder.describe_environment(where, device)
+
+    began = time.time()
+    trainer = base.build(config)
+    say(trainer.segmenter.load_report.text())
+    if config.init:
+        _initialise(trainer, config.init)
+    stepper = make_stepper(trainer, config, device)
+    val = val_samples(config.data.val, dist.rank(), dist.world(), config.data.workers)
+
+    def validate(step: int, limit: int | None) -> Scalars:
+        counts, pictures = evaluate(stepper, config, val, limit)
+        if loop.log and limit is None:
+            picture = visualize.grid(pictures, ("image", "prediction", "label"))
+            loop.log.picture(step, "val/examples", picture)
+        return {f"val/{name}": value for name, value in scores(counts, config.eval.classes).items()}
+
+    def show(step: int, batch: Batch) -> None:
+        if loop.log:
+            loop.log.picture(step, "train/examples", training_picture(stepper, batch))
+
+    loop = Loop(
+        stepper,
+        config.run,
+        where,
+        validate,
+        show,
+        {"config": json.dumps(resolved)},
+        lambda states, source: load_modules(trainer.modules, states, source),
+    )
+    say(f"run {where} on {device}: {config.run.steps} steps, {dist.world()} process(es)")
+    loop.fit(
+        lambda start: train_batches(
+            config.data,
+            config.seed,
+            start,
+            use_target=trainer.uses_target,
+            rank=dist.rank(),
+            world=dist.world(),
+            accumulate=config.run.accumulate,
+        )
+    )
+    if dist.is_main():
+        _finish(where, config, loop.best, time.time() - began)
+    dist.barrier()
+    return where
+
+
+def make_stepper(trainer: base.Trainer, config: base.Experiment, device: torch.device) -> Stepper:
+    return Stepper(
+        trainer,
+        device,
+        seed=config.seed,
+        steps=config.run.steps,
+        schedule=config.run.schedule,
+        precision=config.run.precision,
+        clip_norm=config.run.clip_norm,
+        channels_last=config.run.channels_last,
+    )
+
+
+def _initialise(trainer: base.Trainer, init: str) -> None:
+    path = checkpoint_path(Path(init), "last")
+    state = checkpoint.load(path)
+    load_modules({"segmenter": trainer.segmenter}, {"segmenter": state["modules"]["segmenter"]}, str(path))
+    say(f"segmenter starts from {path} (step {state['step']})")
+
+
+def evaluate(
+    stepper: Stepper, config: base.Experiment, val: Iterable[ValSample], limit: int | None = None
+) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+    """The (19, 19) confusion matrix over `val`, and `run.pictures` rows of image, prediction and label."""
+    stepper.eval()
+    matrix = ConfusionMatrix(stepper.device)
+    pictures: list[list[np.ndarray]] = []
+    for sample in islice(val, limit):
+        image, label = sample.image.to(stepper.device), sample.label.to(stepper.device)
+        with stepper.autocast():
+            height, width = label.shape
+            prediction = predict_labels(stepper.trainer.predict, image, (height, width), config.eval)
+        matrix.add(label, prediction)
+        if len(pictures) < config.run.pictures:
+            row = [visualize.to_picture(image), visualize.colorize(prediction), visualize.colorize(label)]
+            pictures.append(row)
+    return dist.sum_over_ranks(matrix.counts).cpu().numpy(), pictures
+
+
+def training_picture(stepper: Stepper, batch: Batch) -> np.ndarray:
+    """The first source image with prediction and label, and below it the first target image with prediction and
+    entropy: (H, W, 3) uint8."""
+    stepper.eval()
+    rows: list[list[np.ndarray]] = []
+    for images in (batch.src_image, batch.tgt_image):
+        if images is None:
+            continue
+        with torch.no_grad(), stepper.autocast():
+            logits = stepper.trainer.predict(images[:1].to(stepper.device).float() / 255)[0]
+        right = visualize.entropy_map(logits) if rows else visualize.colorize(batch.src_label[0])
+        prediction = visualize.colorize(logits.argmax(0).to(torch.uint8))
+        rows.append([visualize.to_picture(images[0]), prediction, right])
+    return visualize.grid(rows, ("source / target image", "prediction", "label / entropy"))
+
+
+def _finish(where: Path, config: base.Experiment, best: dict[str, Any], seconds: float) -> None:
+    """Write `summary.json`, last of all: its presence means that the run is finished."""
+    lines = [json.loads(line) for line in (where / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = [line for line in lines if "val/mIoU" in line][-1]
+    summary = {
+        "run": where.name,
+        **protocol(config),
+        "checkpoint": "last",
+        "step": last["step"],
+        "scores": {tag.removeprefix("val/"): v for tag, v in last.items() if tag.startswith("val/")},
+        "best": best,
+        "seconds_since_last_start": round(seconds, 1),
+    }
+    folder.write_text(where / "summary.json", json.dumps(summary, indent=2) + "\n")
+    _tell(where, summary)
+
+
+def _tell(where: Path, summary: dict[str, Any]) -> None:
+    best = summary["best"]
+    say(table([summary]))
+    say(f"best on validation: {best['val/mIoU']:.2f} at step {best['step']} (chosen with target labels)")
+    say(f"pictures and curves: tensorboard --logdir {where.parent}")
+
+
+def protocol(config: base.Experiment) -> dict[str, Any]:
+    """What a number was measured under."""
+    return {
+        "trainer": config.trainer,
+        "seed": config.seed,
+        "backbone": config.model.backbone,
+        "weights": config.model.weights,
+        "val": config.data.val.model_dump(mode="json"),
+        "protocol": config.eval.model_dump(mode="json"),
+    }
+
+
+def checkpoint_path(run: Path, which: str) -> Path:
+    """A checkpoint file named directly, or `last` / `best` of a run folder."""
+    if run.is_file():
+        return run
+    found = checkpoint.find_last(run / "checkpoints") if which == "last" else run / "checkpoints" / f"{which}.pt"
+    if found is None or not found.exists():
+        raise UserError(f"{run}: no `{which}` checkpoint there; name a run folder or a checkpoint file")
+    return found
+
+
+def restore(path: Path, overrides: Sequence[str] = ()) -> tuple[base.Experiment, base.Trainer, int]:
+    """Configuration, trainer and step of a checkpoint; overrides may change `data.val`, `eval` and `run.device`."""
+    state = checkpoint.load(path)
+    tree = read_tree((), overrides)
+    stored = Tree()
+    stored.add(parse_yaml(state["config"], str(path)), str(path))
+    stored.add(tree.values, "command line")
+    stored.values = {**stored.values, "model": {**stored.values["model"], "weights": "none"}}
+    config = check_config(stored)
+    trainer = base.build(config)
+    load_modules(trainer.modules, state["modules"], str(path))
+    return config, trainer, state["step"]
+
+
+def evaluate_runs(
+    runs: Sequence[Path], which: str, overrides: Sequence[str], figure: Path | None
+) -> list[dict[str, Any]]:
+    """Score checkpoints on their validation split and write `evaluation_<which>.json` beside each.
+
+    With `figure`, also draw the same validation images under every run: image, label, one prediction per run.
+    """
+    results, columns = [], []
+    for run in runs:
+        path = checkpoint_path(run, which)
+        config, trainer, step = restore(path, overrides)
+        stepper = make_stepper(trainer, config, dist.pick_device(config.run.device))
+        val = val_samples(config.data.val, workers=config.data.workers)
+        counts, pictures = evaluate(stepper, config, val)
+        name = run.name if run.is_dir() else f"{run.parent.parent.name}/{run.stem}"
+        kind = which if run.is_dir() else run.stem
+        results.append(
+            {
+                "run": name,
+                **protocol(config),
+                "checkpoint": kind,
+                "step": step,
+                "scores": scores(counts, config.eval.classes),
+                "confusion": counts.tolist(),
+            }
+        )
+        columns.append(pictures)
+        target = (run if run.is_dir() else run.parent) / f"evaluation_{kind}.json"
+        folder.write_text(target, json.dumps(results[-1]) + "\n")
+    if figure:
+        rows = [[r[0][0], r[0][2], *(column[1] for column in r)] for r in zip(*columns)]
+        _write_picture(figure, visualize.grid(rows, ("image", "label", *(r["run"] for r in results))))
+    return results
+
+
+def _write_picture(path: Path, picture: np.ndarray) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)

@@ -1,0 +1,125 @@
+"""Output-space adversarial adaptation, single- and multi-level.
+
+Tsai, Hung, Schulter, Sohn, Yang, Chandraker: "Learning to Adapt Structured Output Space for Semantic
+Segmentation", CVPR 2018.
+
+    python -m da train experiments/mini/adaptsegnet_multi.yaml
+
+Symbols: x_s, y_s source image and label; x_t target image; P = softmax(f(x)) the segmenter's output, `main` from
+the last layer and `aux` from layer 3; D a discriminator of outputs; l = BCE on logits, or MSE for least squares.
+
+    L_seg(x_s) = CE(P_main, y_s) + lambda_seg CE(P_aux, y_s)                                          (eqs. 3, 5)
+    L_adv(x_t) = lambda_adv_main l(D_main(P_main), source) + lambda_adv_aux l(D_aux(P_aux), source)   (eqs. 4, 5)
+    L_D        = 1/2 l(D(P_s), source) + 1/2 l(D(P_t), target)     for each D, P detached             (eq. 2)
+
+f minimises L_seg + L_adv, each D minimises its L_D (eq. 6). The discriminators judge the predictions made before
+the update of f, and all networks step together.
+
+Differs from the authors' code: the segmenter is PSPNet, whose auxiliary head is the second level; every parameter
+stands in its optimiser once (see `backbone_lr_mult`). A level whose lambda_adv is 0 has no discriminator.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from da.config import UserError
+from da.data.loaders import Batch
+from da.engine.stepper import Backward
+from da.losses import SOURCE_DOMAIN, TARGET_DOMAIN, cross_entropy, domain_accuracy, domain_loss
+from da.nets.discriminator import OutputDiscriminator
+from da.nets.pspnet import PSPNet, Scores
+from da.trainers import base
+
+
+class Config(base.SegmenterSGD):
+    lambda_seg: float = 0.1  # weight of the auxiliary head's segmentation loss
+    lambda_adv_main: float = 1e-3
+    lambda_adv_aux: float = 2e-4  # 0 = single-level
+    gan: Literal["vanilla", "ls"] = "vanilla"
+    lr_d: float = 1e-4
+    betas_d: tuple[float, float] = (0.9, 0.99)
+    # Ablation: the segmenter sees target images in training mode, so that its batch statistics follow the target,
+    # and nothing else of the method happens.
+    target_forward_only: bool = False
+
+
+class Trainer(base.Trainer):
+    def __init__(self, config: base.Experiment) -> None:
+        super().__init__(config)
+        self.method: Config = config.method
+        if not config.model.aux and (self.method.lambda_adv_aux or self.method.lambda_seg):
+            raise UserError("method.lambda_seg and method.lambda_adv_aux need model.aux=true; set both to 0 or add it")
+        self.segmenter = PSPNet(config.model)
+        self.lambda_adv = {}
+        if not self.method.target_forward_only:
+            weights = {"main": self.method.lambda_adv_main, "aux": self.method.lambda_adv_aux}
+            self.lambda_adv = {level: weight for level, weight in weights.items() if weight}
+        self.d = {level: OutputDiscriminator() for level in self.lambda_adv}
+
+        self.modules = {"segmenter": self.segmenter} | {f"d_{level}": d for level, d in self.d.items()}
+        self.optimizers = {"segmenter": self.method.build(self.segmenter)}
+        for level, d in self.d.items():
+            self.optimizers[f"d_{level}"] = Adam(d.parameters(), lr=self.method.lr_d, betas=self.method.betas_d)
+
+    def step(self, batch: Batch, backward: Backward) -> dict[str, Tensor]:
+        assert batch.tgt_image is not None
+        x_s, y_s = self.view(batch.src_image), batch.src_label  # (B, 3, H, W) in [0, 1], (B, H, W) trainIds
+        x_t = self.view(batch.tgt_image)
+
+        # f: supervised on the source
+        base.freeze(list(self.d.values()), True)
+        scores_s = self.segmenter(x_s, "source")
+        scalars = self.segment(scores_s, y_s, backward)
+        if self.method.target_forward_only:
+            with torch.no_grad():
+                self.segmenter(x_t, "target")
+            return scalars
+
+        # f: target outputs should pass for source outputs
+        p_t = softmax(self.segmenter(x_t, "target"))
+        scalars |= self.deceive(p_t, backward)
+
+        # D: tell the domains apart
+        base.freeze(list(self.d.values()), False)
+        scalars |= self.discriminate(softmax(scores_s), p_t, backward)
+        return scalars
+
+    def segment(self, scores: Scores, y_s: Tensor, backward: Backward) -> dict[str, Tensor]:
+        """L_seg."""
+        loss = loss_seg = cross_entropy(scores.main, y_s)
+        scalars = {"loss/seg": loss_seg}
+        if scores.aux is not None:
+            scalars["loss/seg_aux"] = cross_entropy(scores.aux, y_s)
+            loss = loss_seg + self.method.lambda_seg * scalars["loss/seg_aux"]
+        backward(loss)
+        return scalars
+
+    def deceive(self, p_t: dict[str, Tensor], backward: Backward) -> dict[str, Tensor]:
+        """L_adv."""
+        adv = {v: domain_loss(d(p_t[v]), SOURCE_DOMAIN, self.method.gan) for v, d in self.d.items()}
+        backward(torch.stack([self.lambda_adv[level] * loss for level, loss in adv.items()]).sum())
+        return {f"loss/adv_{level}": loss for level, loss in adv.items()}
+
+    def discriminate(self, p_s: dict[str, Tensor], p_t: dict[str, Tensor], backward: Backward) -> dict[str, Tensor]:
+        """L_D of every level, source first."""
+        scalars: dict[str, Tensor] = {}
+        gan = self.method.gan
+        for level, d in self.d.items():
+            losses = []
+            for domain, name, p in ((SOURCE_DOMAIN, "source", p_s), (TARGET_DOMAIN, "target", p_t)):
+                out = d(p[level].detach())  # (B, 1, H / 32, W / 32)
+                losses.append(0.5 * domain_loss(out, domain, gan))
+                backward(losses[-1])
+                suffix = "" if level == "main" else f"_{level}"
+                scalars[f"d/accuracy_{name}{suffix}"] = domain_accuracy(out, domain, gan)
+            scalars[f"loss/d_{level}"] = torch.stack(losses).sum()
+        return scalars
+
+
+def softmax(scores: Scores) -> dict[str, Tensor]:
+    """Class probabilities (B, 19, H, W) of each level."""
+    levels = {"main": scores.main, "aux": scores.aux}
+    return {level: logits.float().softmax(1) for level, logits in levels.items() if logits is not None}

@@ -1,0 +1,130 @@
+"""The contract between a method and everything else.
+
+A method is one module in this folder. `trainer: adaptsegnet` in a YAML means `da.trainers.adaptsegnet`, which
+exposes `Config`, the `method:` section, and `Trainer`. The trainer says *what* an update is; the engine says
+*when*, and does device, precision, accumulation, clipping, synchronisation, schedule, checkpoints and logging.
+"""
+
+import difflib
+import functools
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from pydantic import create_model
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+import da.trainers
+from da.config import Section, UserError
+from da.data.loaders import Batch, DataConfig
+from da.data.transforms import photometric
+from da.engine.loop import RunConfig
+from da.engine.stepper import Backward
+from da.evaluation.infer import EvalConfig
+from da.nets.pspnet import PSPNet, PSPNetConfig
+
+
+class SegmenterSGD(Section):
+    """SGD with momentum for the segmenter, as PSPNet and the DeepLab-based adaptation papers use it."""
+
+    lr: float = 2.5e-4
+    head_lr_mult: float = 10.0  # the heads' rate over the backbone's
+    # Published code in AdaptSegNet's line lists backbone parameters about three times in its optimiser, which
+    # makes the effective backbone rate about three times the written one. Here each is listed once; say 3 to match.
+    backbone_lr_mult: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+    def build(self, segmenter: PSPNet) -> SGD:
+        backbone, head = segmenter.parameter_groups()
+        groups = [
+            {"name": "backbone", "params": backbone, "lr": self.lr * self.backbone_lr_mult},
+            {"name": "head", "params": head, "lr": self.lr * self.head_lr_mult},
+        ]
+        return SGD(groups, momentum=self.momentum, weight_decay=self.weight_decay)
+
+
+class Experiment(Section):
+    """Everything a run is made of. `method` is checked against the trainer's own `Config`."""
+
+    trainer: str
+    experiment: str  # folder of the run: runs/<experiment>/<name>-seed<seed>
+    name: str
+    seed: int = 0
+    init: str | None = None  # run folder or checkpoint whose segmenter the run starts from
+    model: PSPNetConfig
+    data: DataConfig
+    run: RunConfig
+    eval: EvalConfig = EvalConfig()
+    method: Any
+
+
+class Trainer(ABC):
+    """One method. Subclasses build their networks and optimisers in full in `__init__`, on the CPU."""
+
+    uses_target: ClassVar[bool] = True  # False: no target image is ever opened
+
+    modules: dict[str, nn.Module]  # everything with weights or buffers; saved, restored, moved
+    optimizers: dict[str, Optimizer]  # each parameter in exactly one group of one optimiser
+    segmenter: PSPNet
+
+    def __init__(self, config: Experiment) -> None:
+        self.config = config
+
+    @abstractmethod
+    def step(self, batch: Batch, backward: Backward) -> dict[str, Tensor]:
+        """All forward and backward passes of one update, in the paper's order.
+
+        `backward(loss)` adds a loss's gradients; the engine steps all optimisers afterwards. Returns 0-d tensors
+        under their TensorBoard names (`loss/...`, `d/...`); nothing here may wait for the device.
+        """
+
+    def predict(self, image: Tensor) -> Tensor:
+        """Target-domain logits (B, 19, H, W) for RGB images (B, 3, H, W) in [0, 1]."""
+        return self.segmenter(image, "target").main
+
+    def view(self, image: Tensor) -> Tensor:
+        """uint8 RGB (B, 3, H, W) -> float RGB in [0, 1] with the configured colour jitter and blur."""
+        return photometric(image.float() / 255, self.config.data.jitter, self.config.data.blur)
+
+
+def freeze(modules: list[nn.Module], frozen: bool) -> None:
+    """Stop (or let) gradients reach the parameters of `modules`; they still pass through to the inputs."""
+    for module in modules:
+        module.requires_grad_(not frozen)
+
+
+def methods() -> list[str]:
+    """Names of all methods in this folder."""
+    return sorted(m.name for m in pkgutil.iter_modules(da.trainers.__path__) if m.name != "base")
+
+
+def find(name: str) -> ModuleType:
+    """The module of a method.
+
+    Raises:
+        UserError: there is none of that name; the nearest is named.
+    """
+    if name not in methods():
+        near = difflib.get_close_matches(name, methods(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(methods())
+        raise UserError(f"trainer: no method {name!r} in da/trainers; {hint}")
+    return importlib.import_module(f"da.trainers.{name}")
+
+
+@functools.cache
+def experiment_schema(trainer: str) -> type[Experiment]:
+    """`Experiment` with `method` typed by the trainer's `Config`."""
+    config = find(trainer).Config
+    return create_model("Experiment", __base__=Experiment, method=(config, config()))
+
+
+def build(config: Experiment) -> Trainer:
+    """The method's trainer with weights drawn from `config.seed`."""
+    torch.manual_seed(config.seed)
+    trainer: Trainer = find(config.trainer).Trainer(config)
+    return trainer

@@ -1,0 +1,192 @@
+"""Commands as a user types them: what they print, what they leave, and one clear line with exit code 2."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_palette_png
+from PIL import Image
+from tiny import REPOSITORY, overrides
+
+from da.cli import main
+
+MINI = str(REPOSITORY / "experiments/mini/source_only.yaml")
+
+
+@pytest.fixture
+def command(gta5_root, cityscapes_root, tmp_path):
+    """`train` on the fixtures, with further arguments."""
+    return ["train", MINI, *overrides(gta5_root, cityscapes_root), "--runs", str(tmp_path / "runs")]
+
+
+def fails(capsys, *arguments: str) -> str:
+    """The one error line of a command that must end with exit code 2."""
+    assert main(list(arguments)) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert error.startswith("error: ")
+    return error.removeprefix("error: ").strip()
+
+
+def test_train_evaluate_and_call_again(command, tmp_path, capsys):
+    assert main(command) == 0
+    run = tmp_path / "runs/mini/source_only-seed0"
+    names = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "tensorboard", "summary.json"}
+    assert names <= {p.name for p in run.iterdir()}
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["protocol"] == {"input_size": None, "align_corners": False, "classes": 19}
+    assert summary["step"] == 4
+    assert summary["checkpoint"] == "last"
+    assert "mIoU" in capsys.readouterr().out
+
+    began = time.monotonic()
+    assert main(command) == 0
+    assert time.monotonic() - began < 3
+    assert "is finished" in capsys.readouterr().out
+
+    figure = tmp_path / "compare.png"
+    assert main(["evaluate", str(run), str(run / "checkpoints/best.pt"), "--figure", str(figure)]) == 0
+    out = capsys.readouterr().out
+    assert "best" in out
+    assert figure.exists()
+    again = json.loads((run / "evaluation_last.json").read_text())
+    same = {k: v for k, v in again["scores"].items() if v == v}
+    assert same == pytest.approx(summary["scores"])
+
+
+def test_tensorboard_holds_the_promised_tags(command, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert main(command) == 0
+    board = EventAccumulator(str(tmp_path / "runs/mini/source_only-seed0/tensorboard"))
+    board.Reload()
+    scalars = set(board.Tags()["scalars"])
+    assert {
+        "loss/seg",
+        "rate/segmenter/backbone",
+        "speed/images_per_second",
+        "val/mIoU",
+        "val/IoU/road",
+    } <= scalars
+    assert set(board.Tags()["images"]) == {"val/examples", "train/examples"}
+    assert [e.step for e in board.Scalars("loss/seg")] == [1, 2, 3, 4]
+
+
+def test_changed_config_is_refused_with_the_difference(command, capsys):
+    assert main(command) == 0
+    error = fails(capsys, *command, "method.lr=0.5")
+    assert "method.lr: 0.02 -> 0.5" in error
+    assert "name=" in error
+    assert main([*command, "data.workers=1"]) == 0  # changes the speed, not the result
+
+
+def test_unknown_key_wrong_type_and_scientific_notation(command, capsys):
+    assert "did you mean 'steps'" in fails(capsys, *command, "run.stepz=4")
+    assert "method.lr" in fails(capsys, *command, "method.lr=fast")
+    assert "did you mean 'source_only'" in fails(capsys, *command, "trainer=source_onli")
+    assert main([*command, "method.lr=1e-4"]) == 0
+
+
+def test_unset_empty_and_incomplete_roots(command, capsys, monkeypatch, tmp_path, gta5_root):
+    monkeypatch.delenv("GTA5_ROOT", raising=False)
+    full = str(REPOSITORY / "experiments/gta2city/source_only.yaml")
+    assert "GTA5_ROOT is not set" in fails(capsys, "train", full)
+    (tmp_path / "empty").mkdir()
+    assert str(tmp_path / "empty") in fails(capsys, *command, f"data.source.root={tmp_path / 'empty'}")
+    (gta5_root / "labels/00003.png").unlink()
+    assert "00003" in fails(capsys, *command)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_files_met_in_training_are_named(command, capsys, gta5_root, workers):
+    broken = gta5_root / "images/00002.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert "00002.png" in fails(capsys, *command, f"data.workers={workers}")
+
+
+def test_label_with_unknown_ids(command, capsys, gta5_root):
+    Image.fromarray(np.full((54, 96), 77, np.uint8)).save(gta5_root / "labels/00001.png")
+    error = fails(capsys, *command)
+    assert "00001.png" in error
+    assert "77" in error
+
+
+def test_checkpoints_that_do_not_fit(command, capsys, tmp_path):
+    assert main(command) == 0
+    run = tmp_path / "runs/mini/source_only-seed0"
+    other = [*command, "model.backbone=resnet34", "name=other", f"init={run}"]
+    error = fails(capsys, *other)
+    assert "last.pt" in error
+    assert "backbone.layer1.2.conv1.weight" in error
+    last = run / "checkpoints/last.pt"
+    last.write_bytes(last.read_bytes()[:5000])
+    assert "last.pt: corrupt" in fails(capsys, "evaluate", str(run))
+    assert "no `last` checkpoint" in fails(capsys, "evaluate", str(tmp_path))
+
+
+def test_run_can_start_from_another_run(command, capsys, tmp_path):
+    assert main(command) == 0
+    run = tmp_path / "runs/mini/source_only-seed0"
+    assert main([*command, "name=second", f"init={run}", "run.steps=1", "method.lr=0.0"]) == 0
+    a, b = (
+        torch.load(r / "checkpoints/last.pt", weights_only=True)["modules"]["segmenter"]
+        for r in (run, tmp_path / "runs/mini/second-seed0")
+    )
+    assert all(torch.equal(a[k], b[k]) for k in a if k.endswith("weight"))
+
+
+def test_indivisible_batch(command, capsys):
+    assert "data.batch_size" in fails(capsys, *command, "run.accumulate=3")
+
+
+def test_data_check_exit_codes(capsys, gta5_root):
+    assert main(["data", "check", str(gta5_root), "--as", "gta5"]) == 0
+    (gta5_root / "labels/00003.png").unlink()
+    assert main(["data", "check", str(gta5_root), "--as", "gta5"]) == 2
+    assert "00003" in capsys.readouterr().out
+
+
+def test_help_answers_without_torch():
+    code = "import sys; from da.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train" in done.stdout
+
+
+def test_torchrun_of_two_processes_gives_the_run_of_one(command, tmp_path, gta5_root):
+    """Two gloo processes with the same global batch: same score and, to rounding, same weights. Every pixel is
+    labelled here, so that the mean over two processes' pixels is the mean of their means."""
+    for path in (gta5_root / "labels").iterdir():
+        ids = np.asarray(Image.open(path)).copy()
+        ids[ids == 0] = 7
+        save_palette_png(path, ids)
+    command = [*command, "model.bn=frozen", "model.dropout=0.0", "data.source.scale=[1.0, 1.0]"]
+    command += ["data.source.crop=[64, 48]", "run.device=cpu"]
+    assert main(command) == 0
+    run = tmp_path / "runs/mini/source_only-seed0"
+    one = shutil.move(run, tmp_path / "one")
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "da",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, *command], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    a, b = (torch.load(r / "checkpoints/last.pt", weights_only=True) for r in (one, run))
+    for key, value in a["modules"]["segmenter"].items():
+        assert torch.allclose(value.float(), b["modules"]["segmenter"][key].float(), rtol=1e-4, atol=1e-6), key
+    first, second = (json.loads((r / "summary.json").read_text())["scores"] for r in (one, run))
+    assert first == pytest.approx(second, rel=1e-3)

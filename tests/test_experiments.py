@@ -1,0 +1,76 @@
+"""Every shipped YAML loads, opens with its command and its score, and every setting is read by somebody."""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+from tiny import METHOD_FILES, REPOSITORY, tiny
+
+from da.config import Section
+from da.run import load_config, train
+from da.trainers import base
+
+EXPERIMENTS = sorted(p for p in (REPOSITORY / "experiments").glob("*2city/*.yaml"))
+EXPERIMENTS += sorted((REPOSITORY / "experiments/mini").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_experiment_loads(path: Path, monkeypatch):
+    for variable in ("GTA5_ROOT", "CITYSCAPES_ROOT", "SYNTHIA_ROOT"):
+        monkeypatch.setenv(variable, f"/data/{variable}")
+    config = load_config([str(path)])
+    assert config.name == path.stem
+    assert config.experiment == path.parent.name
+    opening = path.read_text().split("\nbase:")[0]
+    assert f"python -m da train experiments/{path.parent.name}/{path.name}" in opening
+    assert re.search(r"not run yet|mIoU \d", opening), "say the score it gave, or `not run yet`"
+
+
+def test_the_same_methods_stand_in_every_table():
+    names = defaultdict(set)
+    for path in EXPERIMENTS:
+        names[path.parent.name].add(path.stem)
+    assert names["mini"] == names["gta2city"] == names["synthia2city"]
+
+
+def test_resolved_config_loads_to_itself(tmp_path, gta5_root, cityscapes_root):
+    import yaml
+
+    config = tiny("adaptsegnet_multi", gta5_root, cityscapes_root)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config([str(tmp_path / "config.yaml")]) == config
+
+
+def sections(schema: type[BaseModel]) -> set[type[BaseModel]]:
+    found = {schema}
+    for field in schema.model_fields.values():
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found |= sections(kind)
+    return found
+
+
+def test_every_setting_is_read(tmp_path, gta5_root, cityscapes_root, monkeypatch):
+    """A short run of every method must touch every field of every section it is made of."""
+    reads = set()
+    plain = BaseModel.__getattribute__
+
+    def recording(self, name):
+        reads.add((type(self).__name__, name))
+        return plain(self, name)
+
+    configs = [tiny(METHOD_FILES[m], gta5_root, cityscapes_root) for m in base.methods()]
+    monkeypatch.setattr(Section, "__getattribute__", recording, raising=False)
+    for config in configs:
+        train(config, tmp_path / "runs")
+    monkeypatch.undo()
+    for method in base.methods():
+        for section in sections(base.experiment_schema(method)):
+            unread = [f for f in section.model_fields if (section.__name__, f) not in reads]
+            assert not unread, f"nothing reads {section.__name__}: {unread}"
+
+
+def test_every_method_has_a_tiny_run():
+    assert set(METHOD_FILES) == set(base.methods()), "add the new method's mini experiment to tests/tiny.py"

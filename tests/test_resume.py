@@ -1,0 +1,99 @@
+"""A run that is killed at any moment ends as if it had not been: weights, optimiser state and metrics are equal."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import REPOSITORY, overrides
+
+STEPS = 40
+LONGER = (
+    f"run.steps={STEPS}",
+    "run.log_every=3",
+    "run.val_every=10",
+    "run.save_every=5",
+    "run.precision=bf16",
+    "data.workers=1",
+)
+
+
+def last_step(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
+    return max(steps, default=0)
+
+
+def metrics(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("speed/")} for line in lines]
+
+
+def same(a, b, path: str = "") -> None:
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b)):
+            same(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["source_only", "adaptsegnet_multi"])
+def test_three_kills_change_nothing(experiment, tmp_path, gta5_root, cityscapes_root):
+    def command(runs: Path) -> list[str]:
+        file = str(REPOSITORY / f"experiments/mini/{experiment}.yaml")
+        settings = [*overrides(gta5_root, cityscapes_root), *LONGER]
+        return [sys.executable, "-m", "da", "train", file, *settings, "--runs", str(runs)]
+
+    def run_to_the_end(runs: Path) -> Path:
+        done = subprocess.run(command(runs), cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return runs / f"mini/{experiment}-seed0"
+
+    straight = run_to_the_end(tmp_path / "straight")
+
+    killed = tmp_path / "killed" / f"mini/{experiment}-seed0"
+    rng = random.Random()
+    for low, high in ((1, 12), (14, 24), (26, 36)):
+        moment = rng.randint(low, high)
+        process = subprocess.Popen(
+            command(tmp_path / "killed"), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while last_step(killed) < moment and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(rng.random() * 0.2)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (killed / "summary.json").exists()
+    run_to_the_end(tmp_path / "killed")
+
+    a, b = (torch.load(r / "checkpoints/last.pt", weights_only=True) for r in (straight, killed))
+    same(a, b)
+    assert metrics(straight) == metrics(killed)
+    assert_curves_hold_every_step_once(straight, killed)
+
+
+def assert_curves_hold_every_step_once(straight: Path, killed: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curves = []
+    for run in (straight, killed):
+        board = EventAccumulator(str(run / "tensorboard"))
+        board.Reload()
+        tags = ("loss/seg", "val/mIoU")
+        curves.append([[(e.step, e.value) for e in board.Scalars(tag)] for tag in tags])
+    assert curves[0] == curves[1]
