@@ -237,9 +237,7 @@ class Surface(NamedTuple):
     def at(self, uv: Any) -> np.ndarray:
         """(..., 2) plane coordinates -> (..., 3) world points."""
         uv = np.asarray(uv, np.float64)
-        return (
-            np.asarray(self.origin) + uv[..., :1] * np.asarray(self.right) + uv[..., 1:] * np.asarray(self.up)
-        )
+        return np.asarray(self.origin) + uv[..., :1] * np.asarray(self.right) + uv[..., 1:] * np.asarray(self.up)
 
 
 GROUND = Surface((0, 0, 0), (1, 0, 0), (0, 0, 1), 1.0)
@@ -263,17 +261,13 @@ def disc(u: Any, v: Any, radius: Any, corners: int = 14, turn: float = 0.0) -> n
     return np.stack([u + radius * np.cos(angle), v + radius * np.sin(angle)], -1)
 
 
-def grid(
-    u0: float, v0: float, u1: float, v1: float, columns: int, rows: int, fill: tuple[float, float]
-) -> np.ndarray:
+def grid(u0: float, v0: float, u1: float, v1: float, columns: int, rows: int, fill: tuple[float, float]) -> np.ndarray:
     """(columns * rows, 4, 2) rectangles, each filling the fraction `fill` of its cell."""
     du, dv = (u1 - u0) / columns, (v1 - v0) / rows
     u = u0 + du * (np.arange(columns) + 0.5)
     v = v0 + dv * (np.arange(rows) + 0.5)
     centers = np.stack(np.meshgrid(u, v), -1).reshape(-1, 1, 2)
-    return centers + 0.5 * np.array([du * fill[0], dv * fill[1]]) * np.array(
-        [(-1, -1), (1, -1), (1, 1), (-1, 1)]
-    )
+    return centers + 0.5 * np.array([du * fill[0], dv * fill[1]]) * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
 
 
 @cache
@@ -788,9 +782,7 @@ def paint_ground(p: Painter, street: Street) -> None:
     light = 1 + rough[kind] * coarse + grain[kind] * fine - np.float32(0.16) * (joint | kerb)
     light *= 1 - np.float32(style.shadow) * shade
     p.image[top:] = np.clip(p.shade(palette[kind] * light[..., None], z[..., None]), 0, 255)
-    p.label[top:] = np.array([IDS[n] for n in ("road", "terrain", "sidewalk", "sidewalk", "road")], np.uint8)[
-        kind
-    ]
+    p.label[top:] = np.array([IDS[n] for n in ("road", "terrain", "sidewalk", "sidewalk", "road")], np.uint8)[kind]
 
 
 def _texture(x: np.ndarray, z: np.ndarray, scale: float) -> np.ndarray:
@@ -972,9 +964,7 @@ def place_people(rng: np.random.Generator, street: Street, rates: dict[str, floa
     for what, name in (("cyclist", "bicycle"), ("biker", "motorcycle")):
         for _ in range(2 * _count(rng, rates[what])):
             side, z = (street.left, street.right)[rng.integers(2)], rng.uniform(5.5, 17)
-            items.append(
-                _item(z, draw_two_wheeler, name, True, side.sign * rng.uniform(0.3, 0.9) * side.road, z)
-            )
+            items.append(_item(z, draw_two_wheeler, name, True, side.sign * rng.uniform(0.3, 0.9) * side.road, z))
     for name in ("bicycle", "motorcycle"):
         if rng.random() < rates[name]:
             side, start = (street.left, street.right)[rng.integers(2)], rng.uniform(5, 13)
