@@ -1,7 +1,6 @@
 """Look at every file of a data root before a long run does, and report all that is wrong at once."""
 
 import os
-import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from da.config import UserError
 from da.data import folders
@@ -102,8 +100,7 @@ def _examine_all(samples: list[Sample], dataset: str, split: str) -> Iterable[_F
     workers = min(os.cpu_count() or 1, 16)
     with ProcessPoolExecutor(workers) as pool:
         found = pool.map(partial(_examine, dataset), samples, chunksize=max(1, min(16, len(samples) // workers)))
-        every = 0.1 if sys.stderr.isatty() else 30.0  # seconds between updates: a log wants few
-        yield from tqdm(found, f"{dataset} {split}", len(samples), mininterval=every, unit="pair")
+        yield from folders.progress(found, f"{dataset} {split}", len(samples), "pair")
 
 
 def _examine(dataset: str, sample: Sample) -> _Findings:

@@ -2,10 +2,10 @@
 
 A data set is a module of this package, found by its name, that offers
 
-    scan(root, split, with_labels)   samples as the image folder and the split say, label files not yet
-    looked for index(root, split, with_labels)  the same, every label file present read_label(path)
-    (H, W) uint8 trainIds CHECKED                          the splits `data check` walks, and whether
-    training or scoring needs their labels
+    scan(root, split, with_labels)    samples as the image folder and the split say, label files not looked for
+    index(root, split, with_labels)   the same, every label file present
+    read_label(path)                  (H, W) uint8 trainIds
+    CHECKED                           the splits `data check` walks, and whether their labels are needed
 
 Images and labels are read with Pillow: OpenCV loses palette indices and, before version 5, takes a
 truncated PNG in silence.
@@ -13,16 +13,19 @@ truncated PNG in silence.
 
 import importlib
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from da.config import FOLDER_TREES, UserError
 
+T = TypeVar("T")
 UNKNOWN = 254  # mark inside look-up tables: neither a trainId nor IGNORE
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 # What Pillow raises on missing, truncated or damaged files, depending on where the damage lies.
@@ -33,6 +36,11 @@ class Sample(NamedTuple):
     name: str  # short and unique in its data set: `00001`, `frankfurt_000001_007973`
     image: Path
     label: Path | None  # None: labels were not asked for
+
+
+def progress(items: Iterable[T], title: str, total: int, unit: str) -> Iterable[T]:
+    """`items` with a bar on standard error: moving on a terminal, a line every 30 seconds in a log."""
+    return tqdm(items, title, total, mininterval=0.1 if sys.stderr.isatty() else 30.0, unit=unit)
 
 
 def module_of(dataset: str) -> ModuleType:

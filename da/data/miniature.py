@@ -30,9 +30,9 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from da.config import UserError
+from da.data import folders
 from da.labels import CLASSES
 
 VERSION = 1  # raise it whenever a rendered pixel changes: the cache folder carries it
@@ -1132,7 +1132,7 @@ def render(root: Path, seed: int = 0, sizes: Sizes = DEFAULT_SIZES) -> None:
     workers = min(os.cpu_count() or 1, 1 + len(jobs) // 20)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         done = pool.map(_write_frame, *zip(*jobs), chunksize=4)
-        for _ in tqdm(done, "rendering the miniature", len(jobs), unit="frame"):
+        for _ in folders.progress(done, "rendering the miniature", len(jobs), "frame"):
             pass
 
 
