@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--as", dest="dataset", required=True, choices=("gta5", "cityscapes", "synthia"))
     check.set_defaults(call=_check)
     miniature = actions.add_parser("miniature", help="render the embedded data pair and print where it is")
+    miniature.add_argument("--figure", type=Path, help="also draw examples of both domains to this PNG")
     miniature.set_defaults(call=_miniature)
     return top
 
@@ -129,5 +130,10 @@ def _miniature(options: argparse.Namespace) -> int:
     from da.data import miniature
     from da.engine.log import say
 
-    say(str(miniature.ensure()))
+    root = miniature.ensure()
+    say(str(root))
+    if options.figure:
+        from da.run import picture_miniature
+
+        picture_miniature(root, options.figure)
     return 0

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from da.config import Tree, UserError, check, parse_yaml, read_tree
-from da.data.loaders import Batch, ValSample, train_batches, val_samples
-from da.engine import checkpoint, dist, folder
-from da.engine.log import say
+from da.data import cityscapes, folders, gta5
+from da.data.loaders import Batch, Loaded, ValSample, train_batches, val_samples
+from da.engine import checkpoint, dist, run_files
+from da.engine.log import bar, say
 from da.engine.loop import Loop, Scalars
 from da.engine.stepper import Stepper
 from da.evaluation import visualize
@@ -49,15 +50,15 @@ def train(config: base.Experiment, runs: Path) -> Path:
     device = dist.pick_device(config.run.device)
     dist.setup(device)
     if dist.is_main():
-        folder.claim(where, resolved)
+        run_files.claim(where, resolved)
     dist.barrier()
-    summary = folder.read_summary(where)
+    summary = run_files.read_summary(where)
     if summary:
         say(f"{where} is finished; delete it to train again, or give a new run its own name=... or seed=...")
         _tell(where, summary)
         return where
     if dist.is_main():
-        folder.describe_environment(where, device)
+        run_files.describe_environment(where, device)
 
     began = time.time()
     trainer = base.build(config)
@@ -126,13 +127,13 @@ def _initialise(trainer: base.Trainer, init: str) -> None:
 
 
 def evaluate(
-    stepper: Stepper, config: base.Experiment, val: Iterable[ValSample], limit: int | None = None
+    stepper: Stepper, config: base.Experiment, val: Loaded[ValSample], limit: int | None = None
 ) -> tuple[np.ndarray, list[list[np.ndarray]]]:
     """The (19, 19) confusion matrix over `val`, and `run.pictures` rows of image, prediction and label."""
     stepper.eval()
     matrix = ConfusionMatrix(stepper.device)
     pictures: list[list[np.ndarray]] = []
-    for sample in islice(val, limit):
+    for sample in bar(islice(val, limit), "validation", limit or len(val)):
         image, label = sample.image.to(stepper.device), sample.label.to(stepper.device)
         with stepper.autocast():
             height, width = label.shape
@@ -173,7 +174,7 @@ def _finish(where: Path, config: base.Experiment, best: dict[str, Any], seconds:
         "best": best,
         "seconds_since_last_start": round(seconds, 1),
     }
-    folder.write_text(where / "summary.json", json.dumps(summary, indent=2) + "\n")
+    run_files.write_text(where / "summary.json", json.dumps(summary, indent=2) + "\n")
     _tell(where, summary)
 
 
@@ -248,11 +249,23 @@ def evaluate_runs(
         )
         columns.append(pictures)
         target = (run if run.is_dir() else run.parent) / f"evaluation_{kind}.json"
-        folder.write_text(target, json.dumps(results[-1]) + "\n")
+        run_files.write_text(target, json.dumps(results[-1]) + "\n")
     if figure:
         rows = [[r[0][0], r[0][2], *(column[1] for column in r)] for r in zip(*columns)]
         _write_picture(figure, visualize.grid(rows, ("image", "label", *(r["run"] for r in results))))
     return results
+
+
+def picture_miniature(root: Path, figure: Path) -> None:
+    """Draw source and target examples of the miniature at `root`, each with its label, side by side."""
+    rows = []
+    halves = [gta5.index(root / "gta5", "all"), cityscapes.index(root / "cityscapes", "val")]
+    for source, target in islice(zip(*halves), 6):
+        row = []
+        for module, sample in ((gta5, source), (cityscapes, target)):
+            row += [folders.read_image(sample.image), visualize.colorize(module.read_label(sample.label))]
+        rows.append(row)
+    _write_picture(figure, visualize.grid(rows, ("source", "label", "target", "label")))
 
 
 def _write_picture(path: Path, picture: np.ndarray) -> None:

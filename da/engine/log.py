@@ -3,14 +3,17 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from da.engine import dist
-from da.engine.folder import write_text
+from da.engine.run_files import write_text
+
+T = TypeVar("T")
 
 
 def say(text: str) -> None:
@@ -18,6 +21,12 @@ def say(text: str) -> None:
     if dist.is_main():
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
+
+
+def bar(items: Iterable[T], title: str, total: int | None) -> Iterable[T]:
+    """`items` with a bar that vanishes when done; in a log, a line every minute."""
+    every = 0.1 if sys.stderr.isatty() else 60.0
+    return tqdm(items, title, total, leave=False, disable=not dist.is_main(), mininterval=every, delay=2)
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,46 @@
+"""The launch scripts as a user calls them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from tiny import REPOSITORY, overrides
+
+
+def launch(script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_ROOT")}
+    environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | variables
+    return subprocess.run(
+        ["bash", str(REPOSITORY / "launch" / script), *arguments], env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [("gta2city_source_only.sh", "source_only"), ("gta2city_adaptseg.sh", "adaptsegnet_multi")],
+)
+def test_without_roots_the_miniature_runs_and_says_so(script, name, tmp_path, gta5_root, cityscapes_root):
+    settings = overrides(gta5_root, cityscapes_root)
+    done = launch(script, *settings, RUNS=str(tmp_path / "runs"))
+    assert done.returncode == 0, done.stderr
+    assert "GTA5_ROOT is not set, so this runs the miniature" in done.stdout
+    assert (tmp_path / f"runs/mini/{name}-seed0/summary.json").exists()
+    assert "mIoU" in done.stdout
+
+
+def test_with_roots_the_full_experiment_runs(tmp_path, gta5_root, cityscapes_root):
+    """Only its size is changed here; the full recipe's own weights and schedule stay."""
+    small = ["model.backbone=resnet18", "model.weights=none", "run.steps=1", "run.precision=fp32"]
+    small += ["data.source.size=[64, 48]", "data.target.size=[64, 48]", "data.workers=0", "model.head_channels=16"]
+    roots = {"GTA5_ROOT": str(gta5_root), "CITYSCAPES_ROOT": str(cityscapes_root)}
+    done = launch("gta2city_adaptseg.sh", *small, RUNS=str(tmp_path), EXPERIMENT="adaptsegnet_single", **roots)
+    assert done.returncode == 0, done.stderr
+    assert "miniature" not in done.stdout
+    assert (tmp_path / "gta2city/adaptsegnet_single-seed0/summary.json").exists()
+
+
+def test_a_mistake_ends_with_exit_code_2(tmp_path):
+    done = launch("gta2city_adaptseg.sh", "run.stepz=1", RUNS=str(tmp_path))
+    assert done.returncode == 2
+    assert "did you mean 'steps'" in done.stderr
