@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as F
 from da.config import Section, UserError
 from da.data import folders
 from da.data.sampler import GlobalBatches, derive_seed, sample_index
-from da.data.transforms import DomainConfig, Geometry
+from da.data.transforms import DomainConfig, FolderConfig, Geometry
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class DataConfig(Section):
 
     source: DomainConfig  # labelled images to train on
     target: DomainConfig | None = None  # unlabelled images to adapt to; its labels are never read
-    val: DomainConfig  # labelled images to score on; only dataset, root and split matter
+    val: FolderConfig  # labelled images to score on; the evaluation protocol decides the input size
     batch_size: PositiveInt = 1  # images per domain and update, over all processes and micro-batches
     workers: NonNegativeInt = 2  # loader processes per training process; no effect on the batches
     jitter: float = Field(0.0, ge=0, le=0.5)  # colour jitter strength, applied on the device
@@ -72,7 +72,7 @@ class _Item(NamedTuple):
     label: torch.Tensor | None
 
 
-def resolve_root(config: DomainConfig) -> Path:
+def resolve_root(config: FolderConfig) -> Path:
     """The folder of a domain; renders the embedded pair where `root` is `miniature`.
 
     Raises:
@@ -251,11 +251,10 @@ def train_batches(
     return iter(loaded)
 
 
-def val_samples(config: DomainConfig, rank: int = 0, world: int = 1, workers: int = 2) -> Loaded[ValSample]:
+def val_samples(config: FolderConfig, rank: int = 0, world: int = 1, workers: int = 2) -> Loaded[ValSample]:
     """Every `world`-th validation sample from `rank` on, image and label each at its file's own size.
 
-    `size`, `scale`, `crop` and `flip` are not applied: the evaluation protocol decides the input size. Can
-    be iterated again and again; the workers stay.
+    Nothing is resized here: the evaluation protocol decides the input size. Can be iterated again and again.
 
     Raises:
         UserError: the root, split or a label is missing. While iterating: a file cannot be decoded.

@@ -15,12 +15,17 @@ from da.config import Section
 from da.labels import IGNORE
 
 
-class DomainConfig(Section):
-    """One stream of images: where they lie, how training cuts them. Sizes are (width, height) in pixels."""
+class FolderConfig(Section):
+    """One split of a data set on disk, as it is."""
 
     dataset: Literal["gta5", "cityscapes", "synthia"]  # the on-disk layout
-    root: str = Field(min_length=1)  # data folder, or `miniature` for the embedded pair
+    root: str  # data folder, or `miniature` for the embedded pair
     split: str  # a split of the data set, or a list file
+
+
+class DomainConfig(FolderConfig):
+    """One stream of training images: where they lie and how they are cut. Sizes are (width, height) in pixels."""
+
     size: tuple[PositiveInt, PositiveInt] | None = None  # the papers' fixed resize; None keeps the file's own size
     scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)  # range of a random factor on top of `size`
     crop: tuple[PositiveInt, PositiveInt] | None = None  # random crop, padded where the image is smaller

@@ -25,7 +25,7 @@ def data_config(source: Path, target: Path, **changes: Any) -> DataConfig:
     values = {
         "source": {"dataset": "gta5", "root": str(source), "split": "all", **cut},
         "target": {**city, "split": "train", **cut},
-        "val": {**city, "split": "val", "size": (32, 16), "crop": (8, 8)},
+        "val": {**city, "split": "val"},
         "batch_size": 4,
         "workers": 0,
     }
