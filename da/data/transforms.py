@@ -19,7 +19,7 @@ class FolderConfig(Section):
     """One split of a data set on disk, as it is."""
 
     dataset: Literal["gta5", "cityscapes", "synthia"]  # the on-disk layout
-    root: str  # data folder, or `miniature` for the embedded pair
+    root: str = Field(min_length=1)  # data folder, or `miniature` for the embedded pair
     split: str  # a split of the data set, or a list file
 
 
