@@ -80,6 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
@@ -112,6 +117,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     from da.run import evaluate_runs
 
     runs, overrides = _split(options.words)
+    if not runs:
+        raise UserError("name a run folder or a checkpoint file")
+    if options.figure and options.figure.suffix != ".png":
+        raise UserError(f"--figure {options.figure}: give a file name that ends in .png")
     results = evaluate_runs([Path(r) for r in runs], options.checkpoint, overrides, options.figure)
     say(table(results))
     return 0

@@ -42,7 +42,7 @@ FOLDER_TREES = {
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with three traps mended: `1e-4` is a number, `on` and `no` are text, equal keys are an error."""
+    """SafeLoader with its traps mended: `1e-4` is a number; `on`, `no` and dates are text; equal keys are an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -55,7 +55,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float"))]
+    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF"))

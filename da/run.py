@@ -1,6 +1,7 @@
 """One run from its configuration to its summary, and the evaluation of finished or unfinished ones."""
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from itertools import islice
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from da.config import Tree, UserError, check, parse_yaml, read_tree
+from da.config import Tree, UserError, check, flatten, parse_yaml, read_tree
 from da.data import cityscapes, folders, gta5
 from da.data.loaders import Batch, Loaded, ValSample, train_batches, val_samples
 from da.engine import checkpoint, dist, run_files
@@ -18,11 +19,13 @@ from da.engine.log import bar, say
 from da.engine.loop import Loop, Scalars
 from da.engine.stepper import Stepper
 from da.evaluation import visualize
-from da.evaluation.infer import predict_labels
+from da.evaluation.infer import predict_labels, upsample
 from da.evaluation.metrics import ConfusionMatrix, scores
 from da.evaluation.report import table
 from da.nets.weights import load_modules
 from da.trainers import base
+
+EVALUATION_KEYS = ("data.val.", "data.workers", "eval.", "run.device", "run.precision", "run.pictures")
 
 
 def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> base.Experiment:
@@ -63,7 +66,7 @@ def train(config: base.Experiment, runs: Path) -> Path:
     began = time.time()
     trainer = base.build(config)
     say(trainer.segmenter.load_report.text())
-    if config.init:
+    if config.init and not checkpoint.find_last(where / "checkpoints"):
         _initialise(trainer, config.init)
     stepper = make_stepper(trainer, config, device)
     val = val_samples(config.data.val, dist.rank(), dist.world(), config.data.workers)
@@ -122,7 +125,8 @@ def make_stepper(trainer: base.Trainer, config: base.Experiment, device: torch.d
 def _initialise(trainer: base.Trainer, init: str) -> None:
     path = checkpoint_path(Path(init), "last")
     state = checkpoint.load(path)
-    load_modules({"segmenter": trainer.segmenter}, {"segmenter": state["modules"]["segmenter"]}, str(path))
+    found = {name: module for name, module in state["modules"].items() if name == "segmenter"}
+    load_modules({"segmenter": trainer.segmenter}, found, str(path))
     say(f"segmenter starts from {path} (step {state['step']})")
 
 
@@ -130,6 +134,7 @@ def evaluate(
     stepper: Stepper, config: base.Experiment, val: Loaded[ValSample], limit: int | None = None
 ) -> tuple[np.ndarray, list[list[np.ndarray]]]:
     """The (19, 19) confusion matrix over `val`, and `run.pictures` rows of image, prediction and label."""
+    stepper.agree()
     stepper.eval()
     matrix = ConfusionMatrix(stepper.device)
     pictures: list[list[np.ndarray]] = []
@@ -154,7 +159,8 @@ def training_picture(stepper: Stepper, batch: Batch) -> np.ndarray:
         if images is None:
             continue
         with torch.no_grad(), stepper.autocast():
-            logits = stepper.trainer.predict(images[:1].to(stepper.device).float() / 255)[0]
+            logits = stepper.trainer.predict(images[:1].to(stepper.device).float() / 255)
+            logits = upsample(logits, (images.shape[-2], images.shape[-1]))[0]
         right = visualize.entropy_map(logits) if rows else visualize.colorize(batch.src_label[0])
         prediction = visualize.colorize(logits.argmax(0).to(torch.uint8))
         rows.append([visualize.to_picture(images[0]), prediction, right])
@@ -208,15 +214,20 @@ def checkpoint_path(run: Path, which: str) -> Path:
 
 
 def restore(path: Path, overrides: Sequence[str] = ()) -> tuple[base.Experiment, base.Trainer, int]:
-    """Configuration, trainer and step of a checkpoint; overrides may change `data.val`, `eval` and `run.device`."""
+    """Configuration, trainer and step of a checkpoint; overrides may change how it is evaluated, not what it is."""
     state = checkpoint.load(path)
     tree = read_tree((), overrides)
+    fixed = [key for key in flatten(tree.values) if not key.startswith(EVALUATION_KEYS)]
+    if fixed:
+        raise UserError(f"{', '.join(fixed)}: part of the run; evaluate can change {', '.join(EVALUATION_KEYS)}")
+    if "config" not in state:
+        raise UserError(f"{path}: not a checkpoint of a run (no `config` in it)")
     stored = Tree()
     stored.add(parse_yaml(state["config"], str(path)), str(path))
     stored.add(tree.values, "command line")
-    stored.values = {**stored.values, "model": {**stored.values["model"], "weights": "none"}}
     config = check_config(stored)
-    trainer = base.build(config)
+    bare = config.model.model_copy(update={"weights": "none"})  # the checkpoint has them all
+    trainer = base.build(config.model_copy(update={"model": bare}))
     load_modules(trainer.modules, state["modules"], str(path))
     return config, trainer, state["step"]
 
@@ -243,7 +254,7 @@ def evaluate_runs(
                 **protocol(config),
                 "checkpoint": kind,
                 "step": step,
-                "scores": scores(counts, config.eval.classes),
+                "scores": {k: v for k, v in scores(counts, config.eval.classes).items() if math.isfinite(v)},
                 "confusion": counts.tolist(),
             }
         )
@@ -252,7 +263,8 @@ def evaluate_runs(
         run_files.write_text(target, json.dumps(results[-1]) + "\n")
     if figure:
         rows = [[r[0][0], r[0][2], *(column[1] for column in r)] for r in zip(*columns)]
-        _write_picture(figure, visualize.grid(rows, ("image", "label", *(r["run"] for r in results))))
+        picture = visualize.grid(rows, ("image", "label", *(r["run"] for r in results)))
+        _write_picture(figure, np.concatenate([picture, visualize.legend(picture.shape[1])]))
     return results
 
 

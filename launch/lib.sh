@@ -8,11 +8,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 GPUS=${GPUS:-1}      # processes on this machine, one per GPU
 RUNS=${RUNS:-runs}   # folder of all runs
 
-has_packages() { # does this interpreter import everything that requirements.txt names?
-  "$1" - <<'PY' >/dev/null 2>&1
-import importlib.util
-names = "torch torchvision numpy scipy tensorboard yaml cv2 PIL pydantic tqdm matplotlib pytest"
-assert all(importlib.util.find_spec(name) for name in names.split())
+has_packages() { # does this interpreter import what training needs, and what the caller names in NEEDS?
+  # shellcheck disable=SC2086  # NEEDS is a list
+  "$1" - torch torchvision numpy scipy tensorboard yaml cv2 PIL pydantic tqdm ${NEEDS:-} <<'PY' >/dev/null 2>&1
+import importlib.util, sys
+assert all(importlib.util.find_spec(name) for name in sys.argv[1:])
 PY
 }
 

@@ -2,6 +2,7 @@
 # All checks: format, lint, types, tests.
 #
 #   bash launch/test.sh [pytest arguments]      for example  -m 'not slow'
+NEEDS="pytest ruff mypy"
 source "$(dirname "$0")/lib.sh"
 
 "$PYTHON" -m ruff format --check .

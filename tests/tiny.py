@@ -1,4 +1,4 @@
-"""The mini experiments at a size that takes a second: tiny crops, a few steps, no upscaled recipe."""
+"""The mini experiments at a size that takes a second: tiny crops, four updates."""
 
 from pathlib import Path
 

@@ -359,14 +359,6 @@ class Painter:
         for material, polygon in parts:
             self.fill(surface, polygon, colors[material], name, glow=material.endswith(" lamp"))
 
-    def _blend(self, polygon: np.ndarray, color: Any, alpha: float) -> None:
-        (u0, v0), (u1, v1) = np.maximum(polygon.min(0) // 16, 0), np.maximum(polygon.max(0) // 16 + 2, 0)
-        region = self.image[v0:v1, u0:u1]
-        if region.size:
-            over = region.copy()
-            cv2.fillPoly(over, [polygon - np.array([u0, v0], np.int32) * 16], color, shift=4)
-            cv2.addWeighted(over, alpha, region, 1 - alpha, 0, dst=region)
-
     def shadow(self, x: float, z: float, width: float, length: float, height: float) -> None:
         """Darken the ground under a thing and, away from the sun, beside it."""
         reach = -self.style.sun_side * self.style.shadow_length * height

@@ -9,6 +9,7 @@ A file is a torch archive: its records carry CRC-32 sums, which `load` verifies 
 """
 
 import os
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,9 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint") from error
-    except (OSError, RuntimeError, zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, zipfile.BadZipFile, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0][:120]
         raise UserError(f"{path}: corrupt or truncated checkpoint ({reason}); use another one") from error
-    if not isinstance(state, dict) or "modules" not in state:
-        raise UserError(f"{path}: not a checkpoint of this project (no `modules` in it)")
+    if not isinstance(state, dict) or not {"modules", "step"} <= state.keys():
+        raise UserError(f"{path}: not a checkpoint of this project (no `modules` and `step` in it)")
     return state

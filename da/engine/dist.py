@@ -7,6 +7,8 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
+from da.config import UserError
+
 
 def setup(device: torch.device) -> None:
     """Join the process group that torchrun announces in the environment; nothing to do without torchrun."""
@@ -36,6 +38,8 @@ def pick_device(name: str) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if device.index >= torch.cuda.device_count():
+        raise UserError(f"run.device: {device} is asked for and {torch.cuda.device_count()} GPUs are there")
     torch.cuda.set_device(device)
     return device
 
@@ -77,6 +81,17 @@ def broadcast_modules(modules: Iterable[nn.Module]) -> None:
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
             distributed.broadcast(tensor.data, src=0)
+
+
+def average_buffers(modules: Iterable[nn.Module]) -> None:
+    """Replace every floating-point buffer (running statistics) by its mean over the processes; all must call it."""
+    if world() == 1:
+        return
+    for module in modules:
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                distributed.all_reduce(buffer)
+                buffer /= world()
 
 
 def barrier() -> None:

@@ -59,9 +59,6 @@ class RunLog:
         """`picture`: (H, W, 3) uint8 RGB."""
         self._board.add_image(tag, picture, step, dataformats="HWC")
 
-    def text(self, tag: str, text: str) -> None:
-        self._board.add_text(tag, text)
-
     def flush(self) -> None:
         """Hand everything to the disk, as before a checkpoint."""
         self._board.flush()

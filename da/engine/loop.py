@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from da.config import Section, UserError
@@ -17,17 +18,17 @@ from da.engine.stepper import ScheduleConfig, Stepper
 
 
 class RunConfig(Section):
-    steps: int  # updates in all
+    steps: PositiveInt  # updates in all
     schedule: ScheduleConfig = ScheduleConfig()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = True
-    accumulate: int = 1  # micro-batches that `data.batch_size` is cut into
-    clip_norm: float | None = None  # gradient norm limit of each optimiser
-    log_every: int = 50
-    val_every: int = 5000
-    save_every: int = 1000
-    keep_every: int | None = None  # also keep the networks of every so many steps, for good
-    pictures: int = 4  # validation examples shown in TensorBoard
+    accumulate: PositiveInt = 1  # micro-batches that `data.batch_size` is cut into; their mean losses are averaged
+    clip_norm: PositiveFloat | None = None  # gradient norm limit of each optimiser
+    log_every: PositiveInt = 50
+    val_every: PositiveInt = 5000
+    save_every: PositiveInt = 1000
+    keep_every: PositiveInt | None = None  # also keep the networks of every so many steps, for good
+    pictures: PositiveInt = 4  # validation examples shown in TensorBoard
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -58,10 +59,10 @@ class Window:
             row["scalars"] = {tag: next(values) for tag in row["scalars"]}
             bad = [tag for tag, value in row["scalars"].items() if not math.isfinite(value)]
             if bad:
-                files = ", ".join(row["names"][:8])
+                files = f"images of process {dist.rank()}: {', '.join(row['names'][:8])}"
                 kept = f"the last good checkpoint is {last_good}" if last_good else "no checkpoint was saved yet"
                 raise UserError(
-                    f"step {row['step']}: {', '.join(bad)} is not finite (batch: {files}); {kept}; "
+                    f"step {row['step']}: {', '.join(bad)} is not finite ({files}); {kept}; "
                     "lower the learning rate, set run.clip_norm, or use run.precision=fp32"
                 )
 
@@ -156,6 +157,7 @@ class Loop:
 
     def _save(self, step: int) -> None:
         self.window.settle(self._last_good())
+        self.stepper.agree()
         state = self.stepper.state_dict()
         for name, module in state["modules"].items():
             bad = [key for key, value in module.items() if not torch.isfinite(value).all()]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -33,9 +34,9 @@ class Trains(Protocol):
 
 class ScheduleConfig(Section):
     kind: Literal["poly", "constant"] = "poly"
-    power: float = 0.9  # poly: (1 - t / horizon) ** power
-    horizon: int | None = None  # step at which poly reaches zero; None = `run.steps`
-    warmup: int = 0  # steps of linear warm-up from 1 / warmup to 1, multiplied with the rest
+    power: NonNegativeFloat = 0.9  # poly: (1 - t / horizon) ** power
+    horizon: PositiveInt | None = None  # step at which poly reaches zero; None = `run.steps`
+    warmup: NonNegativeInt = 0  # steps of linear warm-up from 1 / warmup to 1, multiplied with the rest
 
 
 def schedule_factor(step: int, config: ScheduleConfig, steps: int) -> float:
@@ -89,6 +90,10 @@ class Stepper:
         """The configured precision. Weights are cast anew in each forward: a cast that was cached under
         `no_grad` would otherwise be used, without its gradient, by the next forward."""
         return torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None, cache_enabled=False)
+
+    def agree(self) -> None:
+        """Give all processes the same running statistics, before they are used or saved; every one must call it."""
+        dist.average_buffers(self.trainer.modules.values())
 
     def eval(self) -> None:
         """Put every network into evaluation mode; `update` puts them back."""

@@ -21,15 +21,20 @@ class EvalConfig(Section):
     classes: Literal[19, 16, 13] = 19  # subset that the headline mIoU is averaged over
 
 
+def upsample(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """Logits (B, C, h, w) of any precision to float32 (B, C, *size), bilinear."""
+    return F.interpolate(logits.float(), tuple(size), mode="bilinear", align_corners=align_corners)
+
+
 @torch.no_grad()
 def predict_labels(predict: Predict, image: Tensor, size: tuple[int, int], config: EvalConfig) -> Tensor:
     """The segmentation of one image under a protocol.
 
     The image is resized to `config.input_size` (bicubic with antialiasing), segmented whole at one scale, and the
-    logits are upsampled to `size` (bilinear) before the argmax.
+    logits are upsampled once, to `size` (bilinear), before the argmax.
 
     Args:
-        predict: RGB in [0, 1], (1, 3, h, w) -> logits (1, C, h, w).
+        predict: RGB in [0, 1], (1, 3, h, w) -> logits (1, C, h / s, w / s) at any output stride s.
         image: (3, H, W) uint8 RGB on any device.
         size: (height, width) of the result, as a rule the label's own.
 
@@ -39,6 +44,5 @@ def predict_labels(predict: Predict, image: Tensor, size: tuple[int, int], confi
     if config.input_size is not None:
         width, height = config.input_size
         image = v2.functional.resize(image, [height, width], v2.InterpolationMode.BICUBIC, antialias=True)
-    logits = predict(image[None].float() / 255)
-    logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=config.align_corners)
+    logits = upsample(predict(image[None].float() / 255), size, config.align_corners)
     return logits[0].argmax(0).to(torch.uint8)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from da.labels import CLASSES, IGNORE, PALETTE
+from da.labels import CLASSES, PALETTE
 
 
 def to_picture(image: Tensor) -> np.ndarray:
@@ -19,14 +19,6 @@ def to_picture(image: Tensor) -> np.ndarray:
 def colorize(label: Tensor | np.ndarray) -> np.ndarray:
     """(H, W) uint8 trainIds -> (H, W, 3) RGB in the Cityscapes colours; ignored pixels are black."""
     return PALETTE[np.asarray(label.cpu() if isinstance(label, Tensor) else label)]
-
-
-def error_map(prediction: Tensor, label: Tensor) -> np.ndarray:
-    """(H, W, 3) RGB: the prediction's colours where it is wrong, pale grey where it is right, black where ignored."""
-    wrong = (prediction != label)[..., None].cpu().numpy()
-    ignored = (label == IGNORE)[..., None].cpu().numpy()
-    right = np.where(wrong, colorize(prediction), np.uint8(225))
-    return np.where(ignored, np.uint8(0), right)
 
 
 def entropy_map(logits: Tensor) -> np.ndarray:

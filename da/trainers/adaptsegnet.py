@@ -19,16 +19,15 @@ Differs from the authors' code: the segmenter is PSPNet, whose auxiliary head is
 stands in its optimiser once (see `backbone_lr_mult`). A level whose lambda_adv is 0 has no discriminator.
 """
 
-from typing import Literal
-
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor
 from torch.optim import Adam
 
 from da.config import UserError
 from da.data.loaders import Batch
 from da.engine.stepper import Backward
-from da.losses import SOURCE_DOMAIN, TARGET_DOMAIN, cross_entropy, domain_accuracy, domain_loss
+from da.losses import SOURCE_DOMAIN, TARGET_DOMAIN, GanKind, cross_entropy, domain_accuracy, domain_loss
 from da.nets.discriminator import OutputDiscriminator
 from da.nets.pspnet import PSPNet, Scores
 from da.trainers import base
@@ -38,8 +37,8 @@ class Config(base.SegmenterSGD):
     lambda_seg: float = 0.1  # weight of the auxiliary head's segmentation loss
     lambda_adv_main: float = 1e-3
     lambda_adv_aux: float = 2e-4  # 0 = single-level
-    gan: Literal["vanilla", "ls"] = "vanilla"
-    lr_d: float = 1e-4
+    gan: GanKind = "vanilla"
+    lr_d: NonNegativeFloat = 1e-4
     betas_d: tuple[float, float] = (0.9, 0.99)
     # Ablation: the segmenter sees target images in training mode, so that its batch statistics follow the target,
     # and nothing else of the method happens.
@@ -50,13 +49,15 @@ class Trainer(base.Trainer):
     def __init__(self, config: base.Experiment) -> None:
         super().__init__(config)
         self.method: Config = config.method
-        if not config.model.aux and (self.method.lambda_adv_aux or self.method.lambda_seg):
+        weights = {"main": self.method.lambda_adv_main, "aux": self.method.lambda_adv_aux}
+        self.lambda_adv = {level: weight for level, weight in weights.items() if weight}
+        if self.method.target_forward_only:
+            self.lambda_adv = {}
+        elif not self.lambda_adv:
+            raise UserError("method: both lambda_adv are 0; say method.target_forward_only=true, or use source_only")
+        if not config.model.aux and ("aux" in self.lambda_adv or self.method.lambda_seg):
             raise UserError("method.lambda_seg and method.lambda_adv_aux need model.aux=true; set both to 0 or add it")
         self.segmenter = PSPNet(config.model)
-        self.lambda_adv = {}
-        if not self.method.target_forward_only:
-            weights = {"main": self.method.lambda_adv_main, "aux": self.method.lambda_adv_aux}
-            self.lambda_adv = {level: weight for level, weight in weights.items() if weight}
         self.d = {level: OutputDiscriminator() for level in self.lambda_adv}
 
         self.modules = {"segmenter": self.segmenter} | {f"d_{level}": d for level, d in self.d.items()}

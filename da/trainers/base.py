@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
-from pydantic import create_model
+from pydantic import Field, NonNegativeFloat, create_model
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -31,13 +31,13 @@ from da.nets.pspnet import PSPNet, PSPNetConfig
 class SegmenterSGD(Section):
     """SGD with momentum for the segmenter, as PSPNet and the DeepLab-based adaptation papers use it."""
 
-    lr: float = 2.5e-4
-    head_lr_mult: float = 10.0  # the heads' rate over the backbone's
+    lr: NonNegativeFloat = 2.5e-4
+    head_lr_mult: NonNegativeFloat = 10.0  # the heads' rate over the backbone's
     # Published code in AdaptSegNet's line lists backbone parameters about three times in its optimiser, which
     # makes the effective backbone rate about three times the written one. Here each is listed once; say 3 to match.
-    backbone_lr_mult: float = 1.0
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    backbone_lr_mult: NonNegativeFloat = 1.0
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: NonNegativeFloat = 5e-4
 
     def build(self, segmenter: PSPNet) -> SGD:
         backbone, head = segmenter.parameter_groups()
@@ -84,8 +84,8 @@ class Trainer(ABC):
         """
 
     def predict(self, image: Tensor) -> Tensor:
-        """Target-domain logits (B, 19, H, W) for RGB images (B, 3, H, W) in [0, 1]."""
-        return self.segmenter(image, "target").main
+        """Target-domain logits (B, 19, h, w) at the output stride, for RGB images (B, 3, H, W) in [0, 1]."""
+        return self.segmenter.scores(image, "target").main
 
     def view(self, image: Tensor) -> Tensor:
         """uint8 RGB (B, 3, H, W) -> float RGB in [0, 1] with the configured colour jitter and blur."""

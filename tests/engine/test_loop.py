@@ -61,7 +61,7 @@ def test_nan_guard_names_step_loss_and_files_and_keeps_the_last_good_checkpoint(
     with pytest.raises(UserError) as caught:
         loop(tmp_path, Method(bad=7)).fit(batches)
     text = str(caught.value)
-    assert "step 8: loss/fit is not finite (batch: image_7)" in text
+    assert "step 8: loss/fit is not finite (images of process 0: image_7)" in text
     assert str(tmp_path / "checkpoints/last.pt") in text
     state = checkpoint.load(tmp_path / "checkpoints/last.pt")
     assert state["step"] == 6

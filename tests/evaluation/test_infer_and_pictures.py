@@ -29,12 +29,9 @@ def test_labels_come_at_the_size_asked_for(input_size):
     assert (found[:, 68:] == 10).all()
 
 
-def test_colors_and_errors():
+def test_colors():
     label = torch.tensor([[0, 10, 255]], dtype=torch.uint8)
-    prediction = torch.tensor([[0, 0, 3]], dtype=torch.uint8)
     assert visualize.colorize(label)[0].tolist() == [[128, 64, 128], [70, 130, 180], [0, 0, 0]]
-    errors = visualize.error_map(prediction, label)
-    assert errors[0].tolist() == [[225, 225, 225], PALETTE[0].tolist(), [0, 0, 0]]
 
 
 def test_entropy_map_is_dark_where_sure_and_bright_where_not():
