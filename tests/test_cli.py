@@ -81,7 +81,7 @@ def test_tensorboard_holds_the_promised_tags(command, tmp_path):
 def test_changed_config_is_refused_with_the_difference(command, capsys):
     assert main(command) == 0
     error = fails(capsys, *command, "method.lr=0.5")
-    assert "method.lr: 0.02 -> 0.5" in error
+    assert "method.lr: 0.05 -> 0.5" in error
     assert "name=" in error
     assert main([*command, "data.workers=1"]) == 0  # changes the speed, not the result
 
@@ -141,8 +141,39 @@ def test_run_can_start_from_another_run(command, capsys, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a if k.endswith("weight"))
 
 
-def test_indivisible_batch(command, capsys):
+def test_settings_that_cannot_work(command, capsys):
     assert "data.batch_size" in fails(capsys, *command, "run.accumulate=3")
+    assert "run.log_every" in fails(capsys, *command, "run.log_every=0")
+    if not torch.cuda.is_available():
+        assert "run.device" in fails(capsys, *command, "run.device=cuda")
+
+
+def test_a_date_is_a_fine_name(command, tmp_path):
+    assert main([*command, "name=2024-01-01"]) == 0
+    assert (tmp_path / "runs/mini/2024-01-01-seed0/summary.json").exists()
+
+
+def test_evaluate_changes_the_protocol_and_nothing_else(command, capsys, tmp_path):
+    assert main(command) == 0
+    run = tmp_path / "runs/mini/source_only-seed0"
+    assert "seed" in fails(capsys, "evaluate", str(run), "seed=7")
+    assert ".png" in fails(capsys, "evaluate", str(run), "--figure", "compare")
+    assert "run folder" in fails(capsys, "evaluate", "eval.classes=16")
+    assert main(["evaluate", str(run), "eval.classes=16", "eval.input_size=[64, 32]"]) == 0
+    found = json.loads((run / "evaluation_last.json").read_text())
+    assert found["protocol"] == {"input_size": [64, 32], "align_corners": False, "classes": 16}
+    assert found["scores"]["mIoU"] == found["scores"]["mIoU16"]
+
+
+def test_evaluation_keeps_the_name_of_the_weights(command, tmp_path):
+    from torchvision.models import resnet18
+
+    torch.save(resnet18(weights=None).state_dict(), tmp_path / "r18.pth")
+    assert main([*command, f"model.weights={tmp_path / 'r18.pth'}"]) == 0
+    run = tmp_path / "runs/mini/source_only-seed0"
+    assert main(["evaluate", str(run)]) == 0
+    for name in ("summary.json", "evaluation_last.json"):
+        assert json.loads((run / name).read_text())["weights"] == str(tmp_path / "r18.pth")
 
 
 def test_data_check_exit_codes(capsys, gta5_root):
@@ -190,3 +221,16 @@ def test_torchrun_of_two_processes_gives_the_run_of_one(command, tmp_path, gta5_
         assert torch.allclose(value.float(), b["modules"]["segmenter"][key].float(), rtol=1e-4, atol=1e-6), key
     first, second = (json.loads((r / "summary.json").read_text())["scores"] for r in (one, run))
     assert first == pytest.approx(second, rel=1e-3)
+
+
+def test_two_processes_score_the_network_they_save(command, tmp_path):
+    """Each process gathers batch statistics of its own images; what is scored and saved is their mean."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "da"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, *command], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs/mini/source_only-seed0"
+    trained = json.loads((run / "summary.json").read_text())["scores"]
+    assert main(["evaluate", str(run)]) == 0
+    alone = json.loads((run / "evaluation_last.json").read_text())["scores"]
+    assert alone == pytest.approx(trained, rel=1e-6)

@@ -64,12 +64,12 @@ class TestEveryMethod:
         grads = [p.grad for m in trainer.modules.values() for p in m.parameters() if p.grad is not None]
         assert all(torch.isfinite(g).all() for g in grads)
 
-    def test_predicts_logits_at_the_images_size(self, name, make):
+    def test_predicts_logits_at_the_output_stride(self, name, make):
         trainer = make(name)
         for module in trainer.modules.values():
             module.eval()
         with torch.no_grad():
-            assert trainer.predict(torch.rand(1, 3, 37, 61)).shape == (1, 19, 37, 61)
+            assert trainer.predict(torch.rand(1, 3, 37, 61)).shape == (1, 19, 5, 8)
 
     def test_runs_to_a_summary_without_target_labels(self, name, tmp_path, gta5_root, cityscapes_root):
         config = tiny(METHOD_FILES[name], gta5_root, cityscapes_root)
@@ -159,3 +159,5 @@ class TestAdaptSegNet:
         assert 0 < scalars["loss/d_main"] < 2
         with pytest.raises(UserError, match=r"model\.aux=true"):
             make("adaptsegnet_multi", "model.aux=false")
+        with pytest.raises(UserError, match="target_forward_only=true"):
+            make("adaptsegnet_single", "method.lambda_adv_main=0")
