@@ -23,18 +23,18 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     A result has `run`, `checkpoint` (`last` or `best`), `step`, `protocol` and `scores`. Where protocols differ the
     table says so under the header.
     """
-    titles = [f"{r['run']} ({r['checkpoint']}, step {r['step']})" for r in results]
     figures = ["mIoU", "mIoU19", "mIoU16", "mIoU13", "mAcc", "pixel_accuracy", "fwIoU"]
     keys = figures + [f"IoU/{name}" for name in NAMES]
-    names = ["", *figures, *NAMES]
-    columns = [[title, *(_cell(r["scores"].get(k)) for k in keys)] for title, r in zip(titles, results)]
+    names = ["", "", *figures, *NAMES]
+    cells = [[_cell(r["scores"].get(k)) for k in keys] for r in results]
+    columns = [[r["run"], f"{r['checkpoint']}, step {r['step']}", *c] for r, c in zip(results, cells)]
     widths = [max(map(len, column)) for column in [names, *columns]]
     lines = []
     for row in zip(names, *columns):
-        cells = [row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:])]
-        lines.append("  ".join(cells).rstrip())
-    lines.insert(1, "-" * max(map(len, lines)))
-    lines.insert(2 + len(figures), "")
+        padded = [row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:])]
+        lines.append("  ".join(padded).rstrip())
+    lines.insert(2, "-" * max(map(len, lines)))
+    lines.insert(3 + len(figures), "")
     protocols = {describe_protocol(r["protocol"]) for r in results}
     if len(protocols) > 1:
         lines.append("NOT COMPARABLE, protocols differ:")

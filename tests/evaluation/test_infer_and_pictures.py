@@ -60,7 +60,7 @@ def test_table_shows_protocol_absent_classes_and_best():
     }
     text = table([result, result | {"run": "b", "checkpoint": "last"}])
     assert "41.24" in text
-    assert "a (best, step 5)" in text
+    assert "best, step 5" in text
     assert "input 1024x512" in text
     assert "chosen with target labels" in text
     train_row = next(line for line in text.splitlines() if line.startswith("train "))
