@@ -190,6 +190,7 @@ def test_help_answers_without_torch():
     assert "train" in done.stdout
 
 
+@pytest.mark.slow
 def test_torchrun_of_two_processes_gives_the_run_of_one(command, tmp_path, gta5_root):
     """Two gloo processes with the same global batch: same score and, to rounding, same weights. Every pixel is
     labelled here, so that the mean over two processes' pixels is the mean of their means."""
@@ -223,6 +224,7 @@ def test_torchrun_of_two_processes_gives_the_run_of_one(command, tmp_path, gta5_
     assert first == pytest.approx(second, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_score_the_network_they_save(command, tmp_path):
     """Each process gathers batch statistics of its own images; what is scored and saved is their mean."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "da"]

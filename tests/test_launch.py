@@ -7,6 +7,8 @@ import sys
 import pytest
 from tiny import REPOSITORY, overrides
 
+pytestmark = pytest.mark.slow
+
 
 def launch(script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if not k.endswith("_ROOT")}
