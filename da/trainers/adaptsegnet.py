@@ -27,7 +27,7 @@ from torch.optim import Adam
 from da.config import UserError
 from da.data.loaders import Batch
 from da.engine.stepper import Backward
-from da.losses import SOURCE_DOMAIN, TARGET_DOMAIN, GanKind, cross_entropy, domain_accuracy, domain_loss
+from da.losses import SOURCE_DOMAIN, TARGET_DOMAIN, GanKind, domain_accuracy, domain_loss
 from da.nets.discriminator import OutputDiscriminator
 from da.nets.pspnet import PSPNet, Scores
 from da.trainers import base
@@ -73,7 +73,8 @@ class Trainer(base.Trainer):
         # f: supervised on the source
         base.freeze(list(self.d.values()), True)
         scores_s = self.segmenter(x_s, "source")
-        scalars = self.segment(scores_s, y_s, backward)
+        loss_seg, scalars = base.segmentation_loss(scores_s, y_s, self.method.lambda_seg)  # L_seg
+        backward(loss_seg)
         if self.method.target_forward_only:
             with torch.no_grad():
                 self.segmenter(x_t, "target")
@@ -86,16 +87,6 @@ class Trainer(base.Trainer):
         # D: tell the domains apart
         base.freeze(list(self.d.values()), False)
         scalars |= self.discriminate(softmax(scores_s), p_t, backward)
-        return scalars
-
-    def segment(self, scores: Scores, y_s: Tensor, backward: Backward) -> dict[str, Tensor]:
-        """L_seg."""
-        loss = loss_seg = cross_entropy(scores.main, y_s)
-        scalars = {"loss/seg": loss_seg}
-        if scores.aux is not None:
-            scalars["loss/seg_aux"] = cross_entropy(scores.aux, y_s)
-            loss = loss_seg + self.method.lambda_seg * scalars["loss/seg_aux"]
-        backward(loss)
         return scalars
 
     def deceive(self, p_t: dict[str, Tensor], backward: Backward) -> dict[str, Tensor]:

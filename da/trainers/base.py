@@ -25,7 +25,8 @@ from da.data.transforms import photometric
 from da.engine.loop import RunConfig
 from da.engine.stepper import Backward
 from da.evaluation.infer import EvalConfig
-from da.nets.pspnet import PSPNet, PSPNetConfig
+from da.losses import cross_entropy
+from da.nets.pspnet import PSPNet, PSPNetConfig, Scores
 
 
 class SegmenterSGD(Section):
@@ -90,6 +91,18 @@ class Trainer(ABC):
     def view(self, image: Tensor) -> Tensor:
         """uint8 RGB (B, 3, H, W) -> float RGB in [0, 1] with the configured colour jitter and blur."""
         return photometric(image.float() / 255, self.config.data.jitter, self.config.data.blur)
+
+
+def segmentation_loss(scores: Scores, label: Tensor, lambda_aux: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """CE(main, y) + lambda_aux CE(aux, y), the second only where there is an auxiliary head (PSPNet, section 3.3).
+
+    `label` is (B, H, W) trainIds. Returns the 0-d loss and its parts under their TensorBoard names.
+    """
+    parts = {"loss/seg": cross_entropy(scores.main, label)}
+    if scores.aux is None:
+        return parts["loss/seg"], parts
+    parts["loss/seg_aux"] = cross_entropy(scores.aux, label)
+    return parts["loss/seg"] + lambda_aux * parts["loss/seg_aux"], parts
 
 
 def freeze(modules: list[nn.Module], frozen: bool) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from da.data.loaders import Batch
 from da.engine.stepper import Backward
-from da.losses import cross_entropy
 from da.nets.pspnet import PSPNet
 from da.trainers import base
 
@@ -38,12 +37,7 @@ class Trainer(base.Trainer):
 
     def step(self, batch: Batch, backward: Backward) -> dict[str, Tensor]:
         x_s, y_s = self.view(batch.src_image), batch.src_label  # (B, 3, H, W) in [0, 1], (B, H, W) trainIds
-        scores = self.segmenter(x_s, "source")
-        loss = loss_seg = cross_entropy(scores.main, y_s)
-        scalars = {"loss/seg": loss_seg}
-        if scores.aux is not None:
-            scalars["loss/seg_aux"] = cross_entropy(scores.aux, y_s)
-            loss = loss_seg + self.method.lambda_aux * scalars["loss/seg_aux"]
+        loss, scalars = base.segmentation_loss(self.segmenter(x_s, "source"), y_s, self.method.lambda_aux)
         backward(loss)
         return scalars
 
