@@ -13,6 +13,7 @@ examples
   python -m da train experiments/mini/adaptsegnet_multi.yaml
   python -m da train experiments/mini/source_only.yaml seed=1 run.steps=100 name=short
   python -m da evaluate runs/mini/source_only-seed0 runs/mini/adaptsegnet_multi-seed0 --figure compare.png
+  python -m da translate runs/mini/cycada_pixel-seed0 translated
   python -m da data check $GTA5_ROOT --as gta5
 """
 
@@ -50,6 +51,23 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--figure", type=Path, help="also draw image, label and each run's prediction to this PNG")
     evaluate.set_defaults(call=_evaluate)
+
+    translate = commands.add_parser(
+        "translate",
+        help="write a run's source data set in the style of its target",
+        description="Translate the source images of a cycada_pixel run. OUT becomes a data root in the source's own "
+        "layout: same names, labels linked. Killed and called again it goes on; OUT is there when all of it is.",
+    )
+    translate.add_argument(
+        "words", nargs="+", metavar="RUN OUT | key=value", help="run folder, new data root; overrides"
+    )
+    translate.add_argument("--batch", type=int, default=4, help="images translated at a time (default: 4)")
+    translate.add_argument(
+        "--agreement",
+        action="store_true",
+        help="also measure on how many pixels the run's segmenter gives image and translation the same label",
+    )
+    translate.set_defaults(call=_translate)
 
     data = commands.add_parser("data", help="check a data set, or render the miniature")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -123,6 +141,18 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise UserError(f"--figure {options.figure}: give a file name that ends in .png")
     results = evaluate_runs([Path(r) for r in runs], options.checkpoint, overrides, options.figure)
     say(table(results))
+    return 0
+
+
+def _translate(options: argparse.Namespace) -> int:
+    from da.translate import translate
+
+    names, overrides = _split(options.words)
+    if len(names) != 2:
+        raise UserError("name a run folder and the folder to write: python -m da translate RUN OUT")
+    if options.batch < 1:
+        raise UserError(f"--batch {options.batch}: at least 1")
+    translate(Path(names[0]), Path(names[1]), overrides, options.batch, options.agreement)
     return 0
 
 

@@ -1,8 +1,10 @@
-"""Losses shared by the methods: pixel cross-entropy and the domain losses of output-space adversaries.
+"""Losses shared by the methods: pixel cross-entropy, domain losses of adversaries, distances of predictions.
 
 Cross-entropy: Tsai et al., "Learning to Adapt Structured Output Space for Semantic Segmentation", CVPR 2018,
 eq. 3. Domain losses: its eq. 2 (discriminator) and 4 (segmenter); least squares: Mao et al., "Least Squares
-Generative Adversarial Networks", ICCV 2017.
+Generative Adversarial Networks", ICCV 2017. Two-way domain loss: Hoffman et al., "CyCADA: Cycle-Consistent
+Adversarial Domain Adaptation", ICML 2018. Score distance: Li, Yuan, Vasconcelos, "Bidirectional Learning for Domain
+Adaptation of Semantic Segmentation", CVPR 2019.
 
 Differs from the authors' code: a crop without a labelled pixel gives zero, not NaN; everything is computed in
 float32.
@@ -66,3 +68,35 @@ def domain_accuracy(logits: Tensor, domain: int, kind: GanKind) -> Tensor:
     """Share of cells, in [0, 1], 0-d, on the side of `domain`; the border is 0 (`vanilla`) or 0.5 (`ls`)."""
     says_target = logits > (0.0 if kind == "vanilla" else 0.5)
     return (says_target == (domain == TARGET_DOMAIN)).float().mean()
+
+
+def real_loss(scores: Tensor, real: bool) -> Tensor:
+    """Least-squares distance of a picture discriminator's raw output from "real" (1) or "fake" (0); 0-d float32."""
+    scores = scores.float()
+    return F.mse_loss(scores, torch.full_like(scores, float(real)))
+
+
+def two_way_domain_loss(log_p: Tensor, domain: int) -> Tensor:
+    """Cross-entropy of two-way log-probabilities (B, 2, H, W) with one domain label, mean over cells; 0-d."""
+    return -log_p[:, domain].mean()
+
+
+@torch.no_grad()
+def two_way_domain_accuracy(log_p: Tensor, domain: int) -> Tensor:
+    """Share of cells, in [0, 1], 0-d, that log-probabilities (B, 2, H, W) assign to `domain`."""
+    return (log_p.argmax(1) == domain).float().mean()
+
+
+@torch.no_grad()
+def confident_labels(logits: Tensor, threshold: float) -> Tensor:
+    """The most probable class of each pixel, `IGNORE` where its softmax probability is below `threshold`.
+
+    (B, C, H, W) logits -> (B, H, W) int64.
+    """
+    confidence, label = logits.float().softmax(1).max(1)
+    return label.masked_fill(confidence < threshold, IGNORE)
+
+
+def score_distance(scores: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared difference of two (B, C, H, W) score maps after InstanceNorm, the second one detached; 0-d."""
+    return F.mse_loss(F.instance_norm(scores.float()), F.instance_norm(wanted.detach().float()))

@@ -22,6 +22,7 @@ from da.evaluation import visualize
 from da.evaluation.infer import predict_labels, upsample
 from da.evaluation.metrics import ConfusionMatrix, scores
 from da.evaluation.report import table
+from da.nets.generator import quantise
 from da.nets.weights import load_modules
 from da.trainers import base
 
@@ -152,9 +153,10 @@ def evaluate(
 
 def training_picture(stepper: Stepper, batch: Batch) -> np.ndarray:
     """The first source image with prediction and label, and below it the first target image with prediction and
-    entropy: (H, W, 3) uint8."""
+    entropy: (H, W, 3) uint8. For a method with `examples`: its rows of images, each above the predictions."""
     stepper.eval()
-    rows: list[list[np.ndarray]] = []
+    if rows := _example_rows(stepper, batch):
+        return visualize.grid(rows, ("real", "translated", "cycled"))
     for images in (batch.src_image, batch.tgt_image):
         if images is None:
             continue
@@ -165,6 +167,17 @@ def training_picture(stepper: Stepper, batch: Batch) -> np.ndarray:
         prediction = visualize.colorize(logits.argmax(0).to(torch.uint8))
         rows.append([visualize.to_picture(images[0]), prediction, right])
     return visualize.grid(rows, ("source / target image", "prediction", "label / entropy"))
+
+
+def _example_rows(stepper: Stepper, batch: Batch) -> list[list[np.ndarray]]:
+    trainer: base.Trainer = stepper.trainer  # type: ignore[assignment]
+    rows: list[list[np.ndarray]] = []
+    with torch.no_grad(), stepper.autocast():
+        for images in trainer.examples(batch.first().to(stepper.device)):
+            rows.append([visualize.to_picture(quantise(image[0])) for image in images])
+            labels = [trainer.segmenter(image, "source").main[0].argmax(0) for image in images]
+            rows.append([visualize.colorize(label.to(torch.uint8)) for label in labels])
+    return rows
 
 
 def _finish(where: Path, config: base.Experiment, best: dict[str, Any], seconds: float) -> None:

@@ -8,4 +8,5 @@
 #   EXPERIMENT=adaptsegnet_single   another file of experiments/gta2city
 source "$(dirname "$0")/lib.sh"
 
-run_experiment gta2city "${EXPERIMENT:-adaptsegnet_multi}" "GTA5_ROOT CITYSCAPES_ROOT" "$@"
+table=$(choose_table gta2city "GTA5_ROOT CITYSCAPES_ROOT")
+run_experiment "$table" "${EXPERIMENT:-adaptsegnet_multi}" "$@"

@@ -8,4 +8,5 @@
 #   EXPERIMENT=oracle            another file of experiments/gta2city
 source "$(dirname "$0")/lib.sh"
 
-run_experiment gta2city "${EXPERIMENT:-source_only}" "GTA5_ROOT CITYSCAPES_ROOT" "$@"
+table=$(choose_table gta2city "GTA5_ROOT CITYSCAPES_ROOT")
+run_experiment "$table" "${EXPERIMENT:-source_only}" "$@"

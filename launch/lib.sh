@@ -30,19 +30,24 @@ find_python() {
   PYTHON=.venv/bin/python
 }
 
-# run_experiment TABLE NAME ROOTS [section.key=value ...]
-# Trains experiments/TABLE/NAME.yaml, or experiments/mini/NAME.yaml when one of the data roots is not set.
-run_experiment() {
-  local table=$1 name=$2 roots=$3 root
-  shift 3
+# choose_table TABLE ROOTS: prints TABLE, or `mini` (and on standard error why) when one of the data roots is not set.
+choose_table() {
+  local table=$1 roots=$2 root
   for root in $roots; do
     if [ -z "${!root:-}" ]; then
-      echo "$root is not set, so this runs the miniature: small rendered streets, two CPU cores, a few minutes."
-      echo "For the full experiment set: $roots"
+      echo "$root is not set, so this runs the miniature: small rendered streets, two CPU cores, some minutes." >&2
+      echo "For the full experiment set: $roots" >&2
       table=mini
       break
     fi
   done
+  echo "$table"
+}
+
+# run_experiment TABLE NAME [section.key=value ...]: trains experiments/TABLE/NAME.yaml
+run_experiment() {
+  local table=$1 name=$2
+  shift 2
   local command=("$PYTHON" -m da)
   if [ "$GPUS" -gt 1 ]; then
     command=("$PYTHON" -m torch.distributed.run --standalone "--nproc-per-node=$GPUS" -m da)

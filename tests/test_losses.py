@@ -3,7 +3,19 @@ import math
 import pytest
 import torch
 
-from da.losses import SOURCE_DOMAIN, TARGET_DOMAIN, cross_entropy, domain_accuracy, domain_loss
+from da.labels import IGNORE
+from da.losses import (
+    SOURCE_DOMAIN,
+    TARGET_DOMAIN,
+    confident_labels,
+    cross_entropy,
+    domain_accuracy,
+    domain_loss,
+    real_loss,
+    score_distance,
+    two_way_domain_accuracy,
+    two_way_domain_loss,
+)
 
 
 def test_cross_entropy_is_the_mean_over_labelled_pixels():
@@ -104,3 +116,31 @@ def test_domain_accuracy():
     assert accuracy.item() == 0.5
     assert accuracy.shape == ()
     assert not accuracy.requires_grad
+
+
+def test_real_loss_values():
+    scores = torch.full((2, 1, 3, 3), 0.25, dtype=torch.bfloat16)
+    assert real_loss(scores, True).item() == pytest.approx(0.75**2)
+    assert real_loss(scores, False).item() == pytest.approx(0.25**2)
+
+
+def test_two_way_domain_loss_reads_the_domains_own_channel():
+    log_p = torch.tensor([0.2, 0.8]).log().view(1, 2, 1, 1).expand(2, 2, 3, 3)
+    assert two_way_domain_loss(log_p, SOURCE_DOMAIN).item() == pytest.approx(-math.log(0.2))
+    assert two_way_domain_loss(log_p, TARGET_DOMAIN).item() == pytest.approx(-math.log(0.8))
+    assert two_way_domain_accuracy(log_p, SOURCE_DOMAIN) == 0
+    assert two_way_domain_accuracy(log_p, TARGET_DOMAIN) == 1
+
+
+def test_doubtful_pixels_are_ignored():
+    logits = torch.tensor([[0.9, 0.6], [0.1, 0.4]]).log().view(1, 2, 1, 2)
+    assert confident_labels(logits, 0.0).tolist() == [[[0, 0]]]
+    assert confident_labels(logits, 0.7).tolist() == [[[0, IGNORE]]]
+
+
+def test_score_distance_is_zero_for_equal_shapes_of_scores_and_leaves_the_wanted_alone():
+    wanted = torch.randn(2, 5, 8, 8, requires_grad=True)
+    scores = (3 * wanted + 1).detach().requires_grad_()
+    assert score_distance(scores, wanted).item() == pytest.approx(0, abs=1e-4)
+    score_distance(torch.randn(2, 5, 8, 8, requires_grad=True), wanted).backward()
+    assert wanted.grad is None

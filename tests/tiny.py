@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from da.engine import checkpoint
 from da.run import load_config
-from da.trainers.base import Experiment
+from da.trainers import base
 
 REPOSITORY = Path(__file__).parents[1]
 SETTINGS = (
@@ -19,7 +20,12 @@ SETTINGS = (
     "run.precision=fp32",
     "run.device=cpu",
 )
-METHOD_FILES = {"source_only": "source_only", "adaptsegnet": "adaptsegnet_multi"}
+METHOD_FILES = {
+    "source_only": "source_only",
+    "adaptsegnet": "adaptsegnet_multi",
+    "cycada_pixel": "cycada_pixel",
+    "cycada_feature": "cycada_feature",
+}
 
 
 def overrides(gta5_root: Path, cityscapes_root: Path) -> list[str]:
@@ -31,7 +37,19 @@ def overrides(gta5_root: Path, cityscapes_root: Path) -> list[str]:
     ]
 
 
-def tiny(name: str, gta5_root: Path, cityscapes_root: Path, *extra: str) -> Experiment:
+def tiny(name: str, gta5_root: Path, cityscapes_root: Path, *extra: str) -> base.Experiment:
     """Experiment `experiments/mini/<name>.yaml` on the fixtures' folders."""
     file = str(REPOSITORY / f"experiments/mini/{name}.yaml")
-    return load_config([file], [*overrides(gta5_root, cityscapes_root), *extra])
+    config = load_config([file], [*overrides(gta5_root, cityscapes_root), *extra])
+    if config.init is None or Path(config.init).exists():
+        return config
+    return config.model_copy(update={"init": str(segmenter_checkpoint(gta5_root, cityscapes_root))})
+
+
+def segmenter_checkpoint(gta5_root: Path, cityscapes_root: Path) -> Path:
+    """An untrained source segmenter, for methods that start from one."""
+    path = gta5_root.parent / "source_only.pt"
+    if not path.exists():
+        segmenter = base.build(tiny("source_only", gta5_root, cityscapes_root)).segmenter
+        checkpoint.save(path, {"step": 0, "modules": {"segmenter": segmenter.state_dict()}})
+    return path

@@ -51,6 +51,11 @@ class Batch(NamedTuple):
         """Every image in the batch, for messages and counting."""
         return self.src_names + self.tgt_names
 
+    def first(self) -> "Batch":
+        """The first image of each domain alone."""
+        image, label, target, src_names, tgt_names = self
+        return Batch(image[:1], label[:1], None if target is None else target[:1], src_names[:1], tgt_names[:1])
+
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on `device`; does not wait for the copy."""
         return self._replace(
@@ -261,3 +266,26 @@ def val_samples(config: FolderConfig, rank: int = 0, world: int = 1, workers: in
     """
     samples = folders.module_of(config.dataset).index(resolve_root(config), config.split)
     return Loaded(_ValData(config.dataset, samples[rank::world]), workers, batch_size=None)
+
+
+class _Images(Dataset[Any]):
+    def __init__(self, samples: list[folders.Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> tuple[folders.Sample, torch.Tensor] | UserError:
+        try:
+            return self.samples[i], _to_tensor(folders.read_image(self.samples[i].image))
+        except UserError as error:
+            return error
+
+
+def plain_images(samples: list[folders.Sample], workers: int = 2) -> Loaded[tuple[folders.Sample, torch.Tensor]]:
+    """Every sample with its image as it is on disk, (3, H, W) uint8 RGB, in order.
+
+    Raises:
+        UserError: while iterating: a file cannot be decoded.
+    """
+    return Loaded(_Images(samples), workers, batch_size=None)

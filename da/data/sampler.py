@@ -1,8 +1,8 @@
 """The endless index stream: which sample comes when depends on (seed, global batch size, step) alone.
 
 Samples are counted across the whole run. Update t uses the numbers [t G, (t + 1) G) of a global batch of
-size G; ranks and then micro-batches take contiguous shares of it, so their concatenation is that batch
-again.
+size G; micro-batches and within them ranks take contiguous shares of it, so their concatenation is that
+batch again.
 """
 
 import hashlib
@@ -42,11 +42,11 @@ class GlobalBatches(Sampler[list[int]]):
         self, batch_size: int, start_step: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1
     ) -> None:
         self.batch_size, self.start_step = batch_size, start_step
-        self.rank, self.accumulate = rank, accumulate
+        self.rank, self.world, self.accumulate = rank, world, accumulate
         self.micro = batch_size // (world * accumulate)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in itertools.count(self.start_step):
-            first = step * self.batch_size + self.rank * self.accumulate * self.micro
-            for start in range(first, first + self.accumulate * self.micro, self.micro):
+            for number in range(self.accumulate):
+                start = step * self.batch_size + (number * self.world + self.rank) * self.micro
                 yield list(range(start, start + self.micro))

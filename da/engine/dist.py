@@ -55,6 +55,15 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     return sum_over_ranks(tensor) / world()
 
 
+def gather_batch(tensor: Tensor) -> Tensor:
+    """The (B, ...) tensors of all processes, equal in size, as one (world * B, ...) in the order of the ranks."""
+    if world() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world())]
+    distributed.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its mean over the processes, once per update, in one flat message.
 

@@ -98,7 +98,7 @@ class Loop:
         if newest:
             state = checkpoint.load(newest)
             load_modules(state["modules"], str(newest))
-            stepper.load_optimizers(state)
+            stepper.load_progress(state)
             self.start, self.best, self.window = state["step"], state["best"], Window(state["window"])
         self.log: RunLog | None = None
 

@@ -21,11 +21,21 @@ from da.engine import dist
 Backward = Callable[[Tensor], None]
 
 
+class Remembers(Protocol):
+    """Anything besides networks and optimisers that an exact continuation needs."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 class Trains(Protocol):
     """What the engine needs of a method (`da.trainers.base.Trainer` documents it)."""
 
     modules: dict[str, nn.Module]
     optimizers: dict[str, Optimizer]
+    memory: dict[str, Remembers]
+    now: int
 
     def step(self, batch: Any, backward: Backward) -> dict[str, Tensor]: ...
 
@@ -36,14 +46,17 @@ class ScheduleConfig(Section):
     kind: Literal["poly", "constant"] = "poly"
     power: NonNegativeFloat = 0.9  # poly: (1 - t / horizon) ** power
     horizon: PositiveInt | None = None  # step at which poly reaches zero; None = `run.steps`
+    hold: NonNegativeInt = 0  # steps at the full rate before poly begins; CycleGAN: half of all, then power 1
     warmup: NonNegativeInt = 0  # steps of linear warm-up from 1 / warmup to 1, multiplied with the rest
 
 
 def schedule_factor(step: int, config: ScheduleConfig, steps: int) -> float:
-    """What every base rate is multiplied with in update number `step` (from 0). poly: 1 at 0, 0 at the horizon."""
+    """What every base rate is multiplied with in update number `step` (from 0). poly: 1 up to `hold`, 0 at the
+    horizon."""
     factor = 1.0
-    if config.kind == "poly":
-        factor = max(0.0, 1.0 - step / (config.horizon or steps)) ** config.power
+    if config.kind == "poly" and step > config.hold:
+        horizon = config.horizon or steps
+        factor = max(0.0, (horizon - step) / max(horizon - config.hold, 1)) ** config.power
     if step < config.warmup:
         factor *= (step + 1) / config.warmup
     return factor
@@ -53,6 +66,11 @@ def seed_everything(*parts: object) -> None:
     """Seed torch's generators from any tuple of values: equal tuples, equal streams."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def _has_instance_norm(module: nn.Module) -> bool:
+    """InstanceNorm reads one channel at a time, which channels-last memory slows down."""
+    return any(isinstance(m, nn.InstanceNorm2d) for m in module.modules())
 
 
 class Stepper:
@@ -76,7 +94,7 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         for module in trainer.modules.values():
             module.to(device=device)
-            if channels_last:
+            if channels_last and not _has_instance_norm(module):
                 module.to(memory_format=torch.channels_last)
         for optimizer in trainer.optimizers.values():
             for group in optimizer.param_groups:
@@ -109,6 +127,7 @@ class Stepper:
                 group["lr"] = group["initial_lr"] * factor
         for module in self.trainer.modules.values():
             module.train()
+        self.trainer.now = step
 
         def backward(loss: Tensor) -> None:
             with torch.autocast(self.device.type, enabled=False):
@@ -147,15 +166,18 @@ class Stepper:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything an exact continuation needs: networks, optimisers, loss scale."""
+        """Everything an exact continuation needs: networks, optimisers, the method's memory, loss scale."""
         return {
             "modules": {name: m.state_dict() for name, m in self.trainer.modules.items()},
             "optimizers": {name: o.state_dict() for name, o in self.trainer.optimizers.items()},
+            "memory": {name: m.state_dict() for name, m in self.trainer.memory.items()},
             "scaler": self.scaler.state_dict(),
         }
 
-    def load_optimizers(self, state: Mapping[str, Any]) -> None:
-        """Take back the optimisers and the loss scale that `state_dict` gave."""
+    def load_progress(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave, all but the networks."""
         for name, optimizer in self.trainer.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+        for name, memory in self.trainer.memory.items():
+            memory.load_state_dict(state["memory"][name])
         self.scaler.load_state_dict(state["scaler"])

@@ -1,15 +1,19 @@
-"""The fully convolutional domain discriminator on segmentation outputs.
+"""Discriminators: of segmentation outputs, of pictures, and of features.
 
-Tsai et al., "Learning to Adapt Structured Output Space for Semantic Segmentation", CVPR 2018 (section 4.1).
-ADVENT (Vu et al., CVPR 2019) uses the same network on entropy maps.
+Outputs: Tsai et al., "Learning to Adapt Structured Output Space for Semantic Segmentation", CVPR 2018 (section
+4.1); ADVENT (Vu et al., CVPR 2019) uses the same network on entropy maps. Pictures: the 70x70 PatchGAN of Isola et
+al., CVPR 2017, in the form of CycleGAN (Zhu et al., ICCV 2017, appendix 7.2). Features: Hoffman et al., "CyCADA:
+Cycle-Consistent Adversarial Domain Adaptation", ICML 2018.
 
 Differs from the authors' code: an input that is too small is refused in words.
 """
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from da.config import UserError
 from da.labels import NUM_CLASSES
+from da.nets.generator import init_gan
 
 MIN_SIZE = 32  # pixels; five halvings leave one cell
 
@@ -47,3 +51,57 @@ class OutputDiscriminator(nn.Module):
                 "train on larger images or crops"
             )
         return self.layers(maps)
+
+
+class PatchDiscriminator(nn.Module):
+    """The 70x70 PatchGAN: each output cell judges 70x70 pixels; 2,764,737 parameters at width 64.
+
+    Args:
+        width: channels after the first convolution; doubled by each of the next three.
+    """
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
+        for channels, stride in ((width, 2), (2 * width, 2), (4 * width, 1)):
+            layers += [nn.Conv2d(channels, 2 * channels, 4, stride=stride, padding=1)]
+            layers += [nn.InstanceNorm2d(2 * channels), nn.LeakyReLU(0.2, inplace=True)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(8 * width, 1, 4, padding=1))
+        self.apply(init_gan)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Raw scores (B, 1, H / 8 - 2, W / 8 - 2) of RGB images (B, 3, H, W) in [-1, 1].
+
+        Raises:
+            UserError: H or W is below 32.
+        """
+        height, width = image.shape[-2:]
+        if min(height, width) < MIN_SIZE:
+            raise UserError(
+                f"the discriminator was given a {width}x{height} picture and needs {MIN_SIZE} pixels a side; "
+                "train on larger images or crops"
+            )
+        return self.layers(image)
+
+
+class FeatureDiscriminator(nn.Module):
+    """Three 1x1 convolutions with Dropout2d(0.5) and ReLU between them, and two outputs: log-odds of the domains.
+
+    On the scores of 19 classes with widths (512, 256) it has 142,082 parameters; on 4096 feature channels with
+    widths (1024, 512), 4,721,154.
+
+    Args:
+        in_channels: channels of the maps it judges.
+        widths: channels of the two hidden layers.
+    """
+
+    def __init__(self, in_channels: int, widths: tuple[int, int]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for channels, out_channels in zip((in_channels, widths[0]), widths):
+            layers += [nn.Conv2d(channels, out_channels, 1), nn.Dropout2d(0.5), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[1], 2, 1))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Log-probabilities (B, 2, H, W), float32, channel d for domain d, of maps (B, C, H, W)."""
+        return F.log_softmax(self.layers(maps).float(), 1)

@@ -67,6 +67,13 @@ class Scores(NamedTuple):
     aux: Tensor | None
 
 
+class Features(NamedTuple):
+    """What the two heads see: (B, C, h, w) of the pyramid, C twice layer4's channels for four bins, and layer3."""
+
+    pyramid: Tensor
+    layer3: Tensor
+
+
 class DomainBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d with one set of running statistics per domain and a shared affine part.
 
@@ -220,20 +227,32 @@ class PSPNet(nn.Module):
         Raises:
             UserError: training at batch 1 with BatchNorm in the bin-1 branch.
         """
-        main, aux = self.scores(image, domain)
-        size = image.shape[-2:]
+        return self.upsample(self.scores(image, domain), image.shape[-2:])
+
+    def upsample(self, scores: Scores, size: torch.Size) -> Scores:
+        """Logits at the output stride -> bilinearly at `size`, float32."""
+        main, aux = scores
         return Scores(self._upsample(main, size), None if aux is None else self._upsample(aux, size))
 
     def scores(self, image: Tensor, domain: Domain = "target") -> Scores:
         """`forward` before upsampling: (B, classes, ceil(H / s), ceil(W / s)), s the output stride, in the
         precision of the convolutions."""
+        return self.classify(self.features(image, domain))
+
+    def features(self, image: Tensor, domain: Domain = "target") -> Features:
+        """What the heads see, at the output stride: the first half of `scores`."""
         self._check_batch(len(image))
         for module in self.modules():
             if isinstance(module, DomainBatchNorm2d):
                 module.domain = domain
         normalised = (image - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)
         layer3, layer4 = self.backbone(normalised)
-        return Scores(self.cls(self.ppm(layer4)), None if self.aux is None else self.aux(layer3))
+        return Features(self.ppm(layer4), layer3)
+
+    def classify(self, features: Features) -> Scores:
+        """Logits at the output stride: the second half of `scores`."""
+        main = self.cls(features.pyramid)
+        return Scores(main, None if self.aux is None else self.aux(features.layer3))
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Trainable parameters of the backbone and of the heads; each is in exactly one of the two lists."""

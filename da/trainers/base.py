@@ -23,7 +23,7 @@ from da.config import Section, UserError
 from da.data.loaders import Batch, DataConfig
 from da.data.transforms import photometric
 from da.engine.loop import RunConfig
-from da.engine.stepper import Backward
+from da.engine.stepper import Backward, Remembers
 from da.evaluation.infer import EvalConfig
 from da.losses import cross_entropy
 from da.nets.pspnet import PSPNet, PSPNetConfig, Scores
@@ -72,21 +72,39 @@ class Trainer(ABC):
     modules: dict[str, nn.Module]  # everything with weights or buffers; saved, restored, moved
     optimizers: dict[str, Optimizer]  # each parameter in exactly one group of one optimiser
     segmenter: PSPNet
+    now: int = 0  # number of the current update, from 0; the engine sets it
 
     def __init__(self, config: Experiment) -> None:
         self.config = config
+        self.memory: dict[str, Remembers] = {}  # what else a continuation needs (`da.engine.history`)
 
     @abstractmethod
     def step(self, batch: Batch, backward: Backward) -> dict[str, Tensor]:
         """All forward and backward passes of one update, in the paper's order.
 
         `backward(loss)` adds a loss's gradients; the engine steps all optimisers afterwards. Returns 0-d tensors
-        under their TensorBoard names (`loss/...`, `d/...`); nothing here may wait for the device.
+        under their TensorBoard names (`loss/...`, `d/...`, `agreement/...`); nothing here may wait for the device.
         """
 
     def predict(self, image: Tensor) -> Tensor:
         """Target-domain logits (B, 19, h, w) at the output stride, for RGB images (B, 3, H, W) in [0, 1]."""
         return self.segmenter.scores(image, "target").main
+
+    def translate(self, image: Tensor) -> Tensor:
+        """Source RGB images (B, 3, H, W) in [0, 1] in the style of the target, same size and range.
+
+        Raises:
+            UserError: the method has no generator.
+        """
+        raise UserError(f"trainer {self.config.trainer} translates no images; name a run of cycada_pixel")
+
+    def examples(self, batch: Batch) -> list[tuple[Tensor, ...]]:
+        """Rows of RGB images (B, 3, H, W) in [0, 1] that TensorBoard shows, each with the segmenter's prediction."""
+        return []
+
+    def warm_in(self, start: int, steps: int) -> float:
+        """0 before update `start`, then rising linearly, 1 from `start + steps` on."""
+        return min(max((self.now - start) / max(steps, 1), 0.0), 1.0) if self.now < start + steps else 1.0
 
     def view(self, image: Tensor) -> Tensor:
         """uint8 RGB (B, 3, H, W) -> float RGB in [0, 1] with the configured colour jitter and blur."""

@@ -37,7 +37,7 @@ def test_shares_put_together_are_the_global_batch(world: int, accumulate: int) -
     whole = take(GlobalBatches(8), 3)
     shares = [take(GlobalBatches(8, 0, rank, world, accumulate), 3 * accumulate) for rank in range(world)]
     for step in range(3):
-        micro = [b for share in shares for b in share[step * accumulate : (step + 1) * accumulate]]
+        micro = [share[step * accumulate + number] for number in range(accumulate) for share in shares]
         assert list(itertools.chain(*micro)) == whole[step]
         assert {len(b) for b in micro} == {8 // (world * accumulate)}
 

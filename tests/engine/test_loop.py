@@ -28,6 +28,7 @@ class Method:
         self.bad, self.layer = bad, nn.Linear(1, 1)
         self.modules = {"layer": self.layer}
         self.optimizers = {"layer": torch.optim.SGD(self.layer.parameters(), lr=0.1)}
+        self.memory = {}
 
     def step(self, batch, backward):
         loss = self.layer(torch.ones(1, 1)).square().mean()

@@ -24,6 +24,7 @@ class Linear:
         self.modules = {"layer": self.layer}
         groups = [{"params": [self.layer.weight], "lr": 0.1}, {"params": [self.layer.bias], "lr": 1.0}]
         self.optimizers = {"layer": torch.optim.SGD(groups, momentum=0.9)}
+        self.memory = {}
 
     def step(self, batch, backward):
         loss = self.layer(batch.x).square().mean()
@@ -101,7 +102,7 @@ def test_state_round_trip_continues_exactly():
         first.update(batches[t], 1, t)
     state = first.state_dict()
     second.trainer.layer.load_state_dict(state["modules"]["layer"])
-    second.load_optimizers(state)
+    second.load_progress(state)
     for t in range(3, 6):
         second.update(batches[t], 1, t)
     assert torch.equal(straight.trainer.layer.weight, second.trainer.layer.weight)

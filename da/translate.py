@@ -1,0 +1,196 @@
+"""A source data set in the style of the target: every image through a trained generator, labels as they are."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from da.config import UserError
+from da.data import folders
+from da.data.folders import Sample
+from da.data.loaders import Loaded, plain_images, resolve_root
+from da.data.transforms import DomainConfig
+from da.engine import dist, run_files
+from da.engine.log import bar, say
+from da.engine.stepper import Stepper
+from da.nets.generator import quantise
+from da.run import checkpoint_path, make_stepper, restore
+from da.trainers import base
+
+STAMP = "translation.json"  # what the pictures were made from; part of the finished data root
+
+
+def translate(run: Path, out: Path, overrides: Sequence[str], batch: int, agreement: bool) -> None:
+    """Write the translated copy of a run's source split to `out`, a data root in the source's own layout.
+
+    Pictures keep their names and their sizes (a source with a training `size` is translated at that size and brought
+    back); labels are linked, other files of the root (split lists) copied. All is written to `<out>.partial`, which
+    is renamed when complete: a killed call is continued by the next, and `out` is never half there.
+
+    Args:
+        run: run folder or checkpoint of a method with a generator.
+        out: the data root to make; a finished one from the same weights is left alone.
+        overrides: settings of the run that may change here (device, precision, workers).
+        batch: images of equal size that go through the generator at a time.
+        agreement: also report the share of pixels that the run's segmenter labels alike in image and translation.
+
+    Raises:
+        UserError: the method has no generator, or `out` holds something else.
+    """
+    path = checkpoint_path(run, "last")
+    config, trainer, step = restore(path, overrides)
+    stepper = make_stepper(trainer, config, dist.pick_device(config.run.device))
+    stepper.eval()
+    with torch.no_grad():
+        trainer.translate(torch.zeros(1, 3, 64, 64, device=stepper.device))  # has the method a generator at all?
+    source = config.data.source
+    root = resolve_root(source)
+    stamp = {
+        "run": run.resolve().name,
+        "step": step,
+        "weights": _fingerprint(trainer),
+        "source": source.model_dump(mode="json", include={"dataset", "root", "split", "size"}),
+    }
+    if out.exists():
+        _require_same(out, stamp)
+        say(f"{out} is complete; delete it to translate again")
+        return
+
+    partial = out.with_name(out.name + ".partial")
+    if partial.exists():
+        _require_same(partial, stamp)
+    partial.mkdir(parents=True, exist_ok=True)
+    run_files.write_text(partial / STAMP, json.dumps(stamp, indent=2) + "\n")
+    samples = folders.module_of(source.dataset).index(root, source.split)
+    _share_the_rest(root, partial, samples)
+    left = [sample for sample in samples if not _copy_of(sample.image, root, partial).exists()]
+    todo = plain_images(left, config.data.workers)
+    say(f"translating {len(left)} of {len(samples)} images of {root} with {path} (step {step}) on {stepper.device}")
+    alike = _translate_all(stepper, todo, source, root, partial, batch, agreement)
+    os.replace(partial, out)
+    say(f"{out} is complete; python -m da data check {out} --as {source.dataset}")
+    if alike:
+        say(f"label agreement of image and translation: {100 * sum(alike) / len(alike):.1f} % of the pixels")
+
+
+def _translate_all(
+    stepper: Stepper,
+    todo: Loaded[tuple[Sample, Tensor]],
+    source: DomainConfig,
+    root: Path,
+    out: Path,
+    batch: int,
+    agreement: bool,
+) -> list[float]:
+    alike: list[float] = []
+    with ThreadPoolExecutor(4) as writers:
+        written: list[Future[None]] = []
+        for group in _batches(bar(todo, "translate", len(todo)), batch):
+            images = torch.stack([image for _, image in group]).to(stepper.device)
+            real, fake = _through_generator(stepper, images, source)
+            if agreement:
+                alike += _agreement(stepper, real, fake)
+            for (sample, _), picture in zip(group, _resized(fake, images.shape[-2:])):
+                target = _copy_of(sample.image, root, out)
+                written.append(writers.submit(_write, target, quantise(picture).permute(1, 2, 0).cpu().numpy()))
+            while len(written) > 4 * batch:
+                written.pop(0).result()
+        for pending in written:
+            pending.result()
+    return alike
+
+
+@torch.no_grad()
+def _through_generator(stepper: Stepper, images: Tensor, source: DomainConfig) -> tuple[Tensor, Tensor]:
+    """uint8 images (B, 3, H, W) at the training size in [0, 1], and their translations."""
+    trainer: base.Trainer = stepper.trainer  # type: ignore[assignment]
+    real = images.float() / 255
+    if source.size is not None:
+        real = _resized(real, (source.size[1], source.size[0])).clamp(0, 1)
+    with stepper.autocast():
+        return real, trainer.translate(real)
+
+
+def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return F.resize(images, list(size), InterpolationMode.BICUBIC, antialias=True)
+
+
+@torch.no_grad()
+def _agreement(stepper: Stepper, real: Tensor, fake: Tensor) -> list[float]:
+    trainer: base.Trainer = stepper.trainer  # type: ignore[assignment]
+    with stepper.autocast():
+        labels = [trainer.segmenter(image, "source").main.argmax(1) for image in (real, fake)]
+    return (labels[0] == labels[1]).float().mean((1, 2)).tolist()
+
+
+def _batches(items: Iterable[tuple[Sample, Tensor]], size: int) -> Iterable[list[tuple[Sample, Tensor]]]:
+    """Up to `size` neighbours of equal image size at a time."""
+    for _, alike in groupby(items, lambda item: item[1].shape):
+        group: list[tuple[Sample, Tensor]] = []
+        for item in alike:
+            group.append(item)
+            if len(group) == size:
+                yield group
+                group = []
+        if group:
+            yield group
+
+
+def _write(path: Path, picture: np.ndarray) -> None:
+    """Write a picture whole or not at all, in the format that its name says."""
+    aside = path.with_name(f"writing-{path.name}")
+    Image.fromarray(picture).save(aside, quality=95, compress_level=1)  # each format reads its own
+    os.replace(aside, path)
+
+
+def _share_the_rest(root: Path, out: Path, samples: list[Sample]) -> None:
+    """Make the folders, link the labels, copy what lies beside the image folders (split lists)."""
+    for sample in samples:
+        _copy_of(sample.image, root, out).parent.mkdir(parents=True, exist_ok=True)
+        if sample.label is None:
+            continue
+        link = _copy_of(sample.label, root, out)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            try:
+                link.symlink_to(sample.label.resolve())
+            except OSError:  # a file system without links
+                shutil.copy2(sample.label, link)
+    for path in root.iterdir():
+        if path.is_file() and path.name != STAMP:
+            shutil.copy2(path, out / path.name)
+
+
+def _copy_of(path: Path, root: Path, out: Path) -> Path:
+    return out / path.relative_to(root)
+
+
+def _fingerprint(trainer: base.Trainer) -> str:
+    """Hash of all weights: two translations are the same if their weights are."""
+    digest = hashlib.sha256()
+    for module in trainer.modules.values():
+        for tensor in module.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _require_same(folder: Path, stamp: dict[str, Any]) -> None:
+    path = folder / STAMP
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if found != stamp:
+        what = f"translations by {found['run']} at step {found['step']}" if found else "something else"
+        raise UserError(f"{folder} holds {what}, not what this call would write; delete it or name another folder")

@@ -1,0 +1,59 @@
+"""The CycleGAN generator, and the maps between its range and the segmenter's."""
+
+import pytest
+import torch
+
+from da.nets.generator import Generator, quantise, to_generator, to_unit
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_parameter_count_is_the_papers():
+    assert parameters(Generator()) == 11_378_179
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 30), (33, 19)])
+def test_any_size_comes_back_at_its_own(size):
+    image = torch.rand(2, 3, *size) * 2 - 1
+    out = Generator(blocks=1, width=4)(image)
+    assert out.shape == image.shape
+    assert out.abs().max() <= 1
+
+
+def test_padding_changes_nothing_where_none_is_needed():
+    g = Generator(blocks=1, width=4)
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    assert torch.equal(g(image), g.layers(image))
+
+
+def test_starts_from_small_normal_weights():
+    g = Generator(blocks=2, width=16)
+    weights = torch.cat([p.flatten() for n, p in g.named_parameters() if n.endswith("weight")])
+    assert abs(weights.std() - 0.02) < 0.001
+    assert all((p == 0).all() for n, p in g.named_parameters() if n.endswith("bias"))
+
+
+def test_range_maps_are_inverse_and_differentiable():
+    image = torch.rand(1, 3, 4, 4, requires_grad=True)
+    there = to_generator(image)
+    assert there.min() >= -1
+    back = to_unit(there)
+    torch.testing.assert_close(back, image)
+    back.sum().backward()
+    torch.testing.assert_close(image.grad, torch.ones_like(image))
+    assert quantise(torch.tensor([-0.1, 0.0, 0.5, 1.0, 1.2])).tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.slow
+def test_a_gta5_sized_image_is_translated_without_seams():
+    """A picture with period 4 is translated to one with period 4: no place is treated differently."""
+    g = Generator(blocks=2, width=8).eval()
+    tile = torch.rand(1, 3, 4, 4) * 2 - 1
+    image = tile.repeat(1, 1, 263, 479)[..., :1052, :1914]
+    with torch.no_grad():
+        out = g(image)
+    assert out.shape == (1, 3, 1052, 1914)
+    inside = out[..., 64:-64, 64:-62]
+    torch.testing.assert_close(inside[..., 4:, 4:], inside[..., :-4, :-4], atol=2e-3, rtol=0)

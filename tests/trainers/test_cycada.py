@@ -1,0 +1,134 @@
+"""CyCADA's two trainers: who learns from what, and what is remembered."""
+
+import pytest
+import torch
+from test_contract import backward, batch
+from tiny import tiny
+
+from da.config import UserError
+from da.trainers import base
+
+
+@pytest.fixture
+def make(gta5_root, cityscapes_root):
+    def build(name: str, *extra: str) -> base.Trainer:
+        small = ("method.blocks=1", "method.width=8") if name == "cycada_pixel" else ()
+        return base.build(tiny(name, gta5_root, cityscapes_root, *small, *extra))
+
+    return build
+
+
+def gradients(modules) -> list[torch.Tensor | None]:
+    return [None if p.grad is None else p.grad.clone() for m in modules for p in m.parameters()]
+
+
+def recorded(trainer, given, *groups) -> list[list[list[torch.Tensor | None]]]:
+    """The gradients of each group of modules after every backward pass of one step."""
+    seen = []
+
+    def record(loss: torch.Tensor) -> None:
+        loss.backward()
+        seen.append([gradients(group) for group in groups])
+
+    trainer.step(given, record)
+    return seen
+
+
+def equal(a: list, b: list) -> bool:
+    return all(x is y is None or (x is not None and y is not None and torch.equal(x, y)) for x, y in zip(a, b))
+
+
+class TestPixel:
+    def test_generators_and_discriminators_learn_apart(self, make):
+        trainer = make("cycada_pixel")
+        generators, discriminators = [trainer.g_st, trainer.g_ts], [trainer.d_s, trainer.d_t]
+        (g, d_at_g), *after = recorded(trainer, batch(), generators, discriminators)
+        assert all(gradient is not None for gradient in g)
+        assert all(gradient is None for gradient in d_at_g)
+        assert len(after) == 2
+        assert all(equal(g, g_after) for g_after, _ in after)
+        assert all(gradient is not None for gradient in after[-1][1])
+
+    @pytest.mark.parametrize("semantic", ["labels", "ground_truth", "scores"])
+    def test_the_source_segmenter_neither_learns_nor_changes(self, make, semantic):
+        trainer = make("cycada_pixel", f"method.semantic={semantic}")
+        before = {k: v.clone() for k, v in trainer.segmenter.state_dict().items()}
+        trainer.segmenter.train()  # as the engine leaves it
+        scalars = trainer.step(batch(), backward)
+        assert scalars["loss/semantic"] > 0
+        assert all(p.grad is None for p in trainer.segmenter.parameters())
+        assert all(torch.equal(v, before[k]) for k, v in trainer.segmenter.state_dict().items())
+
+    def test_semantic_gradient_reaches_both_generators(self, make):
+        """Against the same step without the term, both generators' gradients differ and no discriminator's."""
+        trainers = [make("cycada_pixel", f"method.lambda_sem={weight}") for weight in (0, 1)]
+        for trainer in trainers:
+            trainer.step(batch(), backward)
+        off, on = trainers
+        for name in ("g_st", "g_ts"):
+            assert not equal(gradients([off.modules[name]]), gradients([on.modules[name]])), name
+        for name in ("d_s", "d_t"):
+            assert equal(gradients([off.modules[name]]), gradients([on.modules[name]])), name
+
+    def test_semantic_term_waits_and_warms_in(self, make):
+        waiting, off = make("cycada_pixel", "method.sem_start=10", "method.sem_ramp=10"), make("cycada_pixel")
+        shares = []
+        for now in (0, 10, 15, 20, 99):
+            waiting.now = now
+            shares.append(waiting.warm_in(10, 10))
+        assert shares == [0, 0, 0.5, 1, 1]
+        assert off.warm_in(0, 0) == 1
+
+    def test_identity_generators_have_no_cycle_loss(self, make):
+        trainer = make("cycada_pixel", "method.lambda_sem=0")
+        one = torch.ones((), requires_grad=True)
+        trainer.g_st.forward = trainer.g_ts.forward = lambda image: image * one
+        scalars = trainer.step(batch(), backward)
+        assert scalars["loss/cycle"] == 0
+        assert scalars["loss/identity"] == 0
+
+    def test_doubtful_labels_do_not_count(self, make):
+        trainer = make("cycada_pixel", "method.sem_confidence=0.99")  # an untrained segmenter is sure of nothing
+        assert trainer.step(batch(), backward)["loss/semantic"] == 0
+
+    def test_needs_a_segmenter_for_the_semantic_term(self, make):
+        with pytest.raises(UserError, match=r"method\.lambda_sem=0"):
+            make("cycada_pixel", "init=null")
+
+    def test_translates_and_shows_rows_of_three(self, make):
+        trainer = make("cycada_pixel")
+        image = torch.rand(1, 3, 37, 50)
+        out = trainer.translate(image)
+        assert out.shape == image.shape
+        assert 0 <= out.min() <= out.max() <= 1
+        with torch.no_grad():
+            assert [len(row) for row in trainer.examples(batch())] == [3, 3]
+        with pytest.raises(UserError, match="source_only translates no images"):
+            make("source_only").translate(image)
+
+
+class TestFeature:
+    @pytest.mark.parametrize("level", ["scores", "features"])
+    def test_segmenter_and_discriminator_learn_apart(self, make, level):
+        trainer = make("cycada_feature", f"method.discriminate={level}", "method.gate=0")
+        passes = recorded(trainer, batch(), [trainer.segmenter], [trainer.d])
+        (f_seg, d_seg), (f_d, d_d), (f_adv, d_adv) = passes
+        assert all(gradient is None for gradient in d_seg)
+        assert equal(f_seg, f_d)
+        assert all(gradient is not None for gradient in d_d)
+        assert equal(d_d, d_adv)
+        assert not equal(f_d, f_adv)
+
+    def test_a_closed_gate_leaves_the_supervised_gradient_alone(self, make):
+        trainer = make("cycada_feature", "method.gate=1", "model.dropout=0.0")
+        passes = recorded(trainer, batch(), [trainer.segmenter])
+        assert all(torch.equal(a, b) for a, b in zip(passes[0][0], passes[2][0]))
+
+    def test_gate_follows_the_window_and_is_logged(self, make):
+        trainer = make("cycada_feature", "method.gate=0.5", "method.gate_window=2")
+        trainer.accuracy.add(torch.tensor(1.0))
+        scalars = trainer.step(batch(), backward)
+        now = 0.5 * (scalars["d/accuracy_source"] + scalars["d/accuracy_target"])
+        torch.testing.assert_close(scalars["d/accuracy"], 0.5 * (1 + now))
+        assert scalars["d/gate"] == 1
+        assert len(trainer.memory["accuracy"].state_dict()["values"]) == 2
