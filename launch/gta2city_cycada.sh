@@ -20,7 +20,7 @@ run() { # run NAME: the folder of a stage's run
   echo "$RUNS/$table/$1-seed$seed"
 }
 
-stage() { # stage NAME [setting ...]: train one stage, also with the caller's settings for it or for all
+stage() { # stage NAME [setting ...]: train one stage with the caller's settings, then the chain's own
   local name=$1 word settings=()
   shift
   for word in ${words[@]+"${words[@]}"}; do
@@ -31,7 +31,7 @@ stage() { # stage NAME [setting ...]: train one stage, also with the caller's se
     esac
   done
   echo "== $name"
-  run_experiment "$table" "$name" "$@" ${settings[@]+"${settings[@]}"}
+  run_experiment "$table" "$name" ${settings[@]+"${settings[@]}"} "$@"
 }
 
 words=("$@")

@@ -46,3 +46,29 @@ def test_a_mistake_ends_with_exit_code_2(tmp_path):
     done = launch("gta2city_adaptseg.sh", "run.stepz=1", RUNS=str(tmp_path))
     assert done.returncode == 2
     assert "did you mean 'steps'" in done.stderr
+
+
+def test_cycada_runs_stage_by_stage_and_skips_what_is_finished(tmp_path, gta5_root, cityscapes_root):
+    settings = [*overrides(gta5_root, cityscapes_root), f"oracle:data.source.root={cityscapes_root}", "seed=3"]
+    settings += ["cycada_pixel:method.blocks=1", "cycada_pixel:method.width=8"]
+    tables = []
+    for _ in range(2):
+        done = launch("gta2city_cycada.sh", *settings, RUNS=str(tmp_path / "runs"))
+        assert done.returncode == 0, done.stderr
+        tables.append(done.stdout[done.stdout.rindex("mIoU19") :])
+    assert tables[0] == tables[1]
+    assert "is complete; delete it to translate again" in done.stdout
+    stages = (
+        "source_only",
+        "cycada_pixel",
+        "cycada_pixel_segmenter",
+        "cycada_feature",
+        "cycada_feature_only",
+        "oracle",
+    )
+    for name in stages:
+        assert (tmp_path / f"runs/mini/{name}-seed3/summary.json").exists()
+    translated = tmp_path / "runs/mini/cycada_pixel-seed3/translated"
+    for name, root in (("cycada_feature", translated), ("cycada_feature_only", gta5_root)):
+        config = (tmp_path / f"runs/mini/{name}-seed3/config.yaml").read_text()
+        assert f"root: {root}" in config

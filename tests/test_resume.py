@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import REPOSITORY, overrides
+from tiny import REPOSITORY, overrides, segmenter_checkpoint
 
 STEPS = 40
 LONGER = (
@@ -52,11 +52,15 @@ def same(a, b, path: str = "") -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", ["source_only", "adaptsegnet_multi"])
+@pytest.mark.parametrize("experiment", ["source_only", "adaptsegnet_multi", "cycada_pixel", "cycada_feature"])
 def test_three_kills_change_nothing(experiment, tmp_path, gta5_root, cityscapes_root):
     def command(runs: Path) -> list[str]:
         file = str(REPOSITORY / f"experiments/mini/{experiment}.yaml")
         settings = [*overrides(gta5_root, cityscapes_root), *LONGER]
+        if experiment.startswith("cycada"):
+            settings.append(f"init={segmenter_checkpoint(gta5_root, cityscapes_root)}")
+        if experiment == "cycada_pixel":
+            settings += ["method.blocks=1", "method.width=8"]
         return [sys.executable, "-m", "da", "train", file, *settings, "--runs", str(runs)]
 
     def run_to_the_end(runs: Path) -> Path:
@@ -94,6 +98,7 @@ def assert_curves_hold_every_step_once(straight: Path, killed: Path) -> None:
     for run in (straight, killed):
         board = EventAccumulator(str(run / "tensorboard"))
         board.Reload()
-        tags = ("loss/seg", "val/mIoU")
+        tags = [tag for tag in ("loss/seg", "loss/cycle", "val/mIoU") if tag in board.Tags()["scalars"]]
+        assert len(tags) == 2
         curves.append([[(e.step, e.value) for e in board.Scalars(tag)] for tag in tags])
     assert curves[0] == curves[1]
