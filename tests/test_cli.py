@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +9,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import save_palette_png
 from PIL import Image
 from tiny import REPOSITORY, overrides
 
@@ -188,40 +186,6 @@ def test_help_answers_without_torch():
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "train" in done.stdout
-
-
-@pytest.mark.slow
-def test_torchrun_of_two_processes_gives_the_run_of_one(command, tmp_path, gta5_root):
-    """Two gloo processes with the same global batch: same score and, to rounding, same weights. Every pixel is
-    labelled here, so that the mean over two processes' pixels is the mean of their means."""
-    for path in (gta5_root / "labels").iterdir():
-        ids = np.asarray(Image.open(path)).copy()
-        ids[ids == 0] = 7
-        save_palette_png(path, ids)
-    command = [*command, "model.bn=frozen", "model.dropout=0.0", "data.source.scale=[1.0, 1.0]"]
-    command += ["data.source.crop=[64, 48]", "run.device=cpu"]
-    assert main(command) == 0
-    run = tmp_path / "runs/mini/source_only-seed0"
-    one = shutil.move(run, tmp_path / "one")
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "da",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, *command], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    a, b = (torch.load(r / "checkpoints/last.pt", weights_only=True) for r in (one, run))
-    for key, value in a["modules"]["segmenter"].items():
-        assert torch.allclose(value.float(), b["modules"]["segmenter"][key].float(), rtol=1e-4, atol=1e-6), key
-    first, second = (json.loads((r / "summary.json").read_text())["scores"] for r in (one, run))
-    assert first == pytest.approx(second, rel=1e-3)
 
 
 @pytest.mark.slow

@@ -36,6 +36,9 @@ class Trains(Protocol):
     optimizers: dict[str, Optimizer]
     memory: dict[str, Remembers]
     now: int
+    share: Tensor | float
+
+    def shares(self, batches: list[Any]) -> list[Tensor]: ...
 
     def step(self, batch: Any, backward: Backward) -> dict[str, Tensor]: ...
 
@@ -134,9 +137,11 @@ class Stepper:
                 self.scaler.scale(loss / count).backward()
 
         totals: dict[str, Tensor] = {}
-        for batch in batches:
+        micro = [batch.to(self.device) for batch in batches]
+        for batch, share in zip(micro, self.trainer.shares(micro)):
+            self.trainer.share = share
             with self.autocast():
-                scalars = self.trainer.step(batch.to(self.device), backward)
+                scalars = self.trainer.step(batch, backward)
             for tag, value in scalars.items():
                 value = value.detach().float() / count
                 totals[tag] = totals[tag] + value if tag in totals else value

@@ -85,7 +85,7 @@ class PatchDiscriminator(nn.Module):
 
 
 class FeatureDiscriminator(nn.Module):
-    """Three 1x1 convolutions with Dropout2d(0.5) and ReLU between them, and two outputs: log-odds of the domains.
+    """Three 1x1 convolutions with Dropout2d and ReLU between them, and two outputs: log-odds of the domains.
 
     On the scores of 19 classes with widths (512, 256) it has 142,082 parameters; on 4096 feature channels with
     widths (1024, 512), 4,721,154.
@@ -93,13 +93,14 @@ class FeatureDiscriminator(nn.Module):
     Args:
         in_channels: channels of the maps it judges.
         widths: channels of the two hidden layers.
+        dropout: probability of dropping a hidden channel.
     """
 
-    def __init__(self, in_channels: int, widths: tuple[int, int]) -> None:
+    def __init__(self, in_channels: int, widths: tuple[int, int], dropout: float = 0.5) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for channels, out_channels in zip((in_channels, widths[0]), widths):
-            layers += [nn.Conv2d(channels, out_channels, 1), nn.Dropout2d(0.5), nn.ReLU(inplace=True)]
+            layers += [nn.Conv2d(channels, out_channels, 1), nn.Dropout2d(dropout), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[1], 2, 1))
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class Trainer(base.Trainer):
         # f: supervised on the source
         base.freeze(list(self.d.values()), True)
         scores_s = self.segmenter(x_s, "source")
-        loss_seg, scalars = base.segmentation_loss(scores_s, y_s, self.method.lambda_seg)  # L_seg
+        loss_seg, scalars = self.segmentation_loss(scores_s, y_s, self.method.lambda_seg)  # L_seg
         backward(loss_seg)
         if self.method.target_forward_only:
             with torch.no_grad():

@@ -22,9 +22,11 @@ import da.trainers
 from da.config import Section, UserError
 from da.data.loaders import Batch, DataConfig
 from da.data.transforms import photometric
+from da.engine import dist
 from da.engine.loop import RunConfig
 from da.engine.stepper import Backward, Remembers
 from da.evaluation.infer import EvalConfig
+from da.labels import IGNORE
 from da.losses import cross_entropy
 from da.nets.pspnet import PSPNet, PSPNetConfig, Scores
 
@@ -73,6 +75,7 @@ class Trainer(ABC):
     optimizers: dict[str, Optimizer]  # each parameter in exactly one group of one optimiser
     segmenter: PSPNet
     now: int = 0  # number of the current update, from 0; the engine sets it
+    share: Tensor | float = 1.0  # of the current micro-batch, see `shares`; the engine sets it
 
     def __init__(self, config: Experiment) -> None:
         self.config = config
@@ -89,6 +92,25 @@ class Trainer(ABC):
     def predict(self, image: Tensor) -> Tensor:
         """Target-domain logits (B, 19, h, w) at the output stride, for RGB images (B, 3, H, W) in [0, 1]."""
         return self.segmenter.scores(image, "target").main
+
+    def shares(self, batches: list[Batch]) -> list[Tensor]:
+        """How much each micro-batch's mean over labelled source pixels counts, so that the mean over micro-batches
+        and processes is the mean over all labelled pixels of the global batch: its pixels over their mean number."""
+        counts = torch.stack([(batch.src_label != IGNORE).sum() for batch in batches]).float()
+        mean = dist.mean_over_ranks(counts.mean())
+        return list(counts / mean.clamp(min=1))
+
+    def segmentation_loss(self, scores: Scores, label: Tensor, lambda_aux: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """CE(main, y) + lambda_aux CE(aux, y), the second only where there is an auxiliary head (PSPNet, sec. 3.3).
+
+        `label` is (B, H, W) trainIds. Returns the 0-d loss and its parts under their TensorBoard names, each such
+        that its mean over micro-batches and processes is the mean over the global batch's labelled pixels.
+        """
+        parts = {"loss/seg": self.share * cross_entropy(scores.main, label)}
+        if scores.aux is None:
+            return parts["loss/seg"], parts
+        parts["loss/seg_aux"] = self.share * cross_entropy(scores.aux, label)
+        return parts["loss/seg"] + lambda_aux * parts["loss/seg_aux"], parts
 
     def translate(self, image: Tensor) -> Tensor:
         """Source RGB images (B, 3, H, W) in [0, 1] in the style of the target, same size and range.
@@ -109,18 +131,6 @@ class Trainer(ABC):
     def view(self, image: Tensor) -> Tensor:
         """uint8 RGB (B, 3, H, W) -> float RGB in [0, 1] with the configured colour jitter and blur."""
         return photometric(image.float() / 255, self.config.data.jitter, self.config.data.blur)
-
-
-def segmentation_loss(scores: Scores, label: Tensor, lambda_aux: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """CE(main, y) + lambda_aux CE(aux, y), the second only where there is an auxiliary head (PSPNet, section 3.3).
-
-    `label` is (B, H, W) trainIds. Returns the 0-d loss and its parts under their TensorBoard names.
-    """
-    parts = {"loss/seg": cross_entropy(scores.main, label)}
-    if scores.aux is None:
-        return parts["loss/seg"], parts
-    parts["loss/seg_aux"] = cross_entropy(scores.aux, label)
-    return parts["loss/seg"] + lambda_aux * parts["loss/seg_aux"], parts
 
 
 def freeze(modules: list[nn.Module], frozen: bool) -> None:

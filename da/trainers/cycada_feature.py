@@ -45,6 +45,7 @@ class Config(base.SegmenterSGD):
     lambda_d: NonNegativeFloat = 1.0
     discriminate: Literal["scores", "features"] = "scores"  # what D sees; features: the pyramid's output
     lr_d: NonNegativeFloat = 1e-5
+    dropout_d: float = Field(0.5, ge=0, lt=1)  # between D's layers
     gate: float = Field(0.6, ge=0, le=1)  # D's accuracy from which L_adv counts; 0 = always
     gate_window: PositiveInt = 100  # updates
 
@@ -56,9 +57,9 @@ class Trainer(base.Trainer):
         m = self.method
         self.segmenter = PSPNet(config.model)
         if m.discriminate == "scores":
-            self.d = FeatureDiscriminator(NUM_CLASSES, (512, 256))
+            self.d = FeatureDiscriminator(NUM_CLASSES, (512, 256), m.dropout_d)
         else:
-            self.d = FeatureDiscriminator(self.segmenter.ppm.out_channels, (1024, 512))
+            self.d = FeatureDiscriminator(self.segmenter.ppm.out_channels, (1024, 512), m.dropout_d)
         self.modules = {"segmenter": self.segmenter, "d": self.d}
         self.optimizers = {
             "segmenter": m.build(self.segmenter),
@@ -75,7 +76,7 @@ class Trainer(base.Trainer):
 
         # f: supervised on the source
         h_s, scores = self.represent(x_s, "source")
-        loss_seg, scalars = base.segmentation_loss(
+        loss_seg, scalars = self.segmentation_loss(
             self.segmenter.upsample(scores, x_s.shape[-2:]), y_s, m.lambda_aux
         )  # L_seg
         backward(loss_seg)

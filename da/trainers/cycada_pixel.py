@@ -130,7 +130,8 @@ class Trainer(base.Trainer):
             return score_distance(scores, wanted), agreement
         if label is None:
             label = confident_labels(wanted, self.method.sem_confidence)
-        return cross_entropy(scores, label), agreement
+            return cross_entropy(scores, label), agreement
+        return self.share * cross_entropy(scores, label), agreement  # ground truth, with unlabelled pixels
 
     def segment(self, image: Tensor) -> Tensor:
         """f_s: logits at the size of a picture in [-1, 1]."""

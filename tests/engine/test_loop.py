@@ -30,6 +30,9 @@ class Method:
         self.optimizers = {"layer": torch.optim.SGD(self.layer.parameters(), lr=0.1)}
         self.memory = {}
 
+    def shares(self, batches):
+        return [torch.ones(()) for _ in batches]
+
     def step(self, batch, backward):
         loss = self.layer(torch.ones(1, 1)).square().mean()
         if batch.number == self.bad:

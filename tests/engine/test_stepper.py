@@ -26,6 +26,9 @@ class Linear:
         self.optimizers = {"layer": torch.optim.SGD(groups, momentum=0.9)}
         self.memory = {}
 
+    def shares(self, batches):
+        return [torch.ones(()) for _ in batches]
+
     def step(self, batch, backward):
         loss = self.layer(batch.x).square().mean()
         backward(loss)
