@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as distributed
@@ -53,6 +54,15 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     return sum_over_ranks(tensor) / world()
+
+
+def gather(value: Any) -> list[Any]:
+    """`value` of every process in the order of their ranks; every process must call it."""
+    if world() == 1:
+        return [value]
+    found: list[Any] = [None] * world()
+    distributed.all_gather_object(found, value)
+    return found
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
