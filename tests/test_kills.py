@@ -3,6 +3,7 @@
 DA_KILLS=30 python -m pytest tests/test_kills.py -s      more of them, with a line for each
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -40,18 +41,9 @@ class Launched:
         self.runs = runs
 
     def ranks(self) -> list[int]:
-        """Process ids of the training processes: grandchildren of the shell, found by their argument."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, ValueError):
-                continue
-            if str(self.runs).encode() in words and parent not in (1, self.shell.pid, os.getpid()):
-                if b"torch.distributed.run" not in words and parent not in found:
-                    found.append(int(entry.name))
-        return sorted(found)
+        """Process ids of the training processes: the children of torchrun, the script's child."""
+        agents = _children(self.shell.pid)
+        return [pid for agent in agents for pid in _children(agent)]
 
     def kill_all(self) -> None:
         for pid in self.ranks():
@@ -62,14 +54,17 @@ class Launched:
     def kill_one(self, rng: random.Random) -> None:
         ranks = self.ranks()
         if ranks:
-            _kill(rng.choice(ranks[:2]), signal.SIGKILL)
+            _kill(rng.choice(ranks), signal.SIGKILL)
+
+
+def _children(parent: int) -> list[int]:
+    listed = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True).stdout
+    return [int(line) for line in listed.split()]
 
 
 def _kill(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def metrics_lines(run: Path) -> int:

@@ -50,7 +50,9 @@ def loop(folder, method, poll=lambda: None, **settings) -> Loop:
         method.layer.load_state_dict(states["layer"])
 
     scores = iter(range(100))
-    return Loop(stepper, config, folder, lambda step, limit: {"val/mIoU": next(scores)}, lambda *_: None, {}, load, poll)
+    return Loop(
+        stepper, config, folder, lambda step, limit: {"val/mIoU": next(scores)}, lambda *_: None, {}, load, poll
+    )
 
 
 def batches(start):
