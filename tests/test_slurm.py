@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="starting Slurm's daemons takes root"),
 ]
 
-LONGER = ("run.steps=60", "run.log_every=1", "run.val_every=20", "run.save_every=15")
+LONGER = ("run.steps=40", "run.log_every=1", "run.val_every=15", "run.save_every=10")
 CONFIGURATION = """
 ClusterName=throwaway
 SlurmctldHost={host}(127.0.0.1)

@@ -91,7 +91,8 @@ class StopRequests:
         if dist.world() == 1:
             return value
         if self._group is None:
-            self._group = distributed.new_group(backend="gloo")
+            gloo = distributed.get_backend() == "gloo"
+            self._group = distributed.group.WORLD if gloo else distributed.new_group(backend="gloo")
         highest = torch.tensor(value)
         distributed.all_reduce(highest, distributed.ReduceOp.MAX, self._group)
         return int(highest)
