@@ -1,7 +1,9 @@
 """The command line: wiring only. Heavy imports stay inside the commands, so that `--help` answers at once."""
 
 import argparse
+import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,7 +89,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Exit codes: 0 done, 1 a bug, 2 a mistake the user can mend, 130 interrupted."""
+    """Run one command. Exit codes: 0 done, 1 a bug, 2 a mistake the user can mend; of `train` besides: 75 stopped by
+    SIGUSR1 or the time limit, 130 by SIGINT, 143 by SIGTERM, all with the state saved."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
     if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(options, "words")):
@@ -96,16 +99,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.call(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _leave(2, f"error: {error}")
     except OSError as error:
-        if error.filename is None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.filename is None and not full:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        advice = "; the last checkpoint is kept: free space and run again" if full else ""
+        return _leave(2, f"error: {error.filename or 'writing the run'}: {error.strerror}{advice}")
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+        return _leave(130, "interrupted; the same command continues from the last checkpoint")
+    return code
+
+
+def _stop_file() -> Path | None:
+    """Where the processes of one torchrun note the code to end with, so that its agent restarts them in vain."""
+    name = os.environ.get("DA_STOP_FILE")
+    return Path(name) if name and "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
+def _leave(code: int, message: str = "") -> int:
+    """Say why the program ends; of several processes only the first does. Returns the exit code."""
+    path = _stop_file()
+    try:
+        if path:
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(f"{code}\n")
+    except FileExistsError:
+        return code
+    except OSError as error:
+        print(f"warning: {path}: {error.strerror}", file=sys.stderr)
+    if message:
+        print(message, file=sys.stderr, flush=True)
     return code
 
 
@@ -116,7 +140,12 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _train(options: argparse.Namespace) -> int:
+    stop_file = _stop_file()
+    if stop_file and stop_file.exists():
+        return 0
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(_leave(75)))  # until the run listens: nothing to save yet
     from da.engine import dist
+    from da.engine.stop import Stopped
     from da.run import load_config, train
 
     files, overrides = _split(options.words)
@@ -124,8 +153,15 @@ def _train(options: argparse.Namespace) -> int:
         raise UserError("name an experiment, for example experiments/mini/source_only.yaml")
     try:
         train(load_config(files, overrides), options.runs)
-    finally:
+    except Stopped as stopped:
         dist.shutdown()
+        code = _leave(stopped.code)
+        return 0 if "TORCHELASTIC_RUN_ID" in os.environ else code  # its agent would restart what ends otherwise
+    except RuntimeError:
+        if stop_file and stop_file.exists():  # another process left and said why, and this one missed it
+            return 1
+        raise
+    dist.shutdown()
     return 0
 
 

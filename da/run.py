@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import torch
 
 from da.config import Tree, UserError, check, flatten, parse_yaml, read_tree
 from da.data import cityscapes, folders, gta5
-from da.data.loaders import Batch, Loaded, ValSample, train_batches, val_samples
-from da.engine import checkpoint, dist, run_files
+from da.data.loaders import Batch, Loaded, ValSample, killed_workers_reported, train_batches, val_samples
+from da.engine import checkpoint, dist, lock, run_files
 from da.engine.log import bar, say
 from da.engine.loop import Loop, Scalars
 from da.engine.stepper import Stepper
+from da.engine.stop import StopRequests, seconds
 from da.evaluation import visualize
 from da.evaluation.infer import predict_labels, upsample
 from da.evaluation.metrics import ConfusionMatrix, scores
@@ -48,11 +49,23 @@ def run_folder(config: base.Experiment, runs: Path) -> Path:
 
 
 def train(config: base.Experiment, runs: Path) -> Path:
-    """Train to the end, continuing what was begun and leaving alone what is finished. Returns the run folder."""
+    """Train to the end, continuing what was begun and leaving alone what is finished. Returns the run folder.
+
+    Raises:
+        Stopped: the run was asked to stop (signal, `run.time_limit`); all is saved.
+    """
     where = run_folder(config, runs)
+    limit = config.run.time_limit
+    with StopRequests(seconds(limit) if limit else None) as stop:
+        device = dist.pick_device(config.run.device)
+        dist.setup(device)
+        with lock.held(where), killed_workers_reported():
+            _train(config, where, device, stop)
+    return where
+
+
+def _train(config: base.Experiment, where: Path, device: torch.device, stop: StopRequests) -> None:
     resolved = config.model_dump(mode="json")
-    device = dist.pick_device(config.run.device)
-    dist.setup(device)
     if dist.is_main():
         run_files.claim(where, resolved)
     dist.barrier()
@@ -60,7 +73,7 @@ def train(config: base.Experiment, runs: Path) -> Path:
     if summary:
         say(f"{where} is finished; delete it to train again, or give a new run its own name=... or seed=...")
         _tell(where, summary)
-        return where
+        return
     if dist.is_main():
         run_files.describe_environment(where, device)
 
@@ -73,7 +86,7 @@ def train(config: base.Experiment, runs: Path) -> Path:
     val = val_samples(config.data.val, dist.rank(), dist.world(), config.data.workers)
 
     def validate(step: int, limit: int | None) -> Scalars:
-        counts, pictures = evaluate(stepper, config, val, limit)
+        counts, pictures = evaluate(stepper, config, val, limit, None if limit else stop.watch)
         if loop.log and limit is None:
             picture = visualize.grid(pictures, ("image", "prediction", "label"))
             loop.log.picture(step, "val/examples", picture)
@@ -91,6 +104,7 @@ def train(config: base.Experiment, runs: Path) -> Path:
         show,
         {"config": json.dumps(resolved)},
         lambda states, source: load_modules(trainer.modules, states, source),
+        stop.poll,
     )
     say(f"run {where} on {device}: {config.run.steps} steps, {dist.world()} process(es)")
     loop.fit(
@@ -107,7 +121,6 @@ def train(config: base.Experiment, runs: Path) -> Path:
     if dist.is_main():
         _finish(where, config, loop.best, time.time() - began)
     dist.barrier()
-    return where
 
 
 def make_stepper(trainer: base.Trainer, config: base.Experiment, device: torch.device) -> Stepper:
@@ -132,14 +145,22 @@ def _initialise(trainer: base.Trainer, init: str) -> None:
 
 
 def evaluate(
-    stepper: Stepper, config: base.Experiment, val: Loaded[ValSample], limit: int | None = None
+    stepper: Stepper,
+    config: base.Experiment,
+    val: Loaded[ValSample],
+    limit: int | None = None,
+    watch: Callable[[Iterable[ValSample], int], Iterable[ValSample]] | None = None,
 ) -> tuple[np.ndarray, list[list[np.ndarray]]]:
-    """The (19, 19) confusion matrix over `val`, and `run.pictures` rows of image, prediction and label."""
+    """The (19, 19) confusion matrix over `val`, and `run.pictures` rows of image, prediction and label.
+
+    `watch(val, len(val))` may cut the validation off by an exception.
+    """
     stepper.agree()
     stepper.eval()
     matrix = ConfusionMatrix(stepper.device)
     pictures: list[list[np.ndarray]] = []
-    for sample in bar(islice(val, limit), "validation", limit or len(val)):
+    samples = watch(val, len(val)) if watch else islice(val, limit)
+    for sample in bar(samples, "validation", limit or len(val)):
         image, label = sample.image.to(stepper.device), sample.label.to(stepper.device)
         with stepper.autocast():
             height, width = label.shape

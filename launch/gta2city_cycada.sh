@@ -3,12 +3,23 @@
 #
 #   bash launch/gta2city_cycada.sh [seed=1] [section.key=value ...] [STAGE:section.key=value ...]
 #
+#   sbatch --gpus-per-node=4 launch/gta2city_cycada.sh [...]     from the project folder
+#
 #   GTA5_ROOT, CITYSCAPES_ROOT   the data; without them the miniature runs
 #   GPUS=4                       processes, one per GPU
 #   STAGE                        source_only, cycada_pixel, cycada_pixel_segmenter, cycada_feature,
 #                                cycada_feature_only or oracle: a setting for that stage alone, for example
 #                                cycada_pixel:method.lambda_sem=0
-source "$(dirname "$0")/lib.sh"
+#SBATCH --job-name=gta2city_cycada
+#SBATCH --nodes=1 --ntasks-per-node=1 --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR1@120 --requeue
+#SBATCH --output=slurm-%x-%j.log --open-mode=append
+
+here=$(dirname "$0")
+[ -e "$here/lib.sh" ] || here=${SLURM_SUBMIT_DIR:-.}/launch # Slurm runs a copy of this script, far from lib.sh
+[ -e "$here/lib.sh" ] || { echo "error: no launch/lib.sh in $PWD; submit from the project folder" >&2; exit 2; }
+source "$here/lib.sh"
 
 seed=0
 for word in "$@"; do

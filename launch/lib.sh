@@ -1,12 +1,18 @@
 # shellcheck shell=bash
 # What the launch scripts share. Each sources this file first; it leaves the shell in the project's folder with
 # PYTHON set to an interpreter that has the packages.
+#
+# One process runs as it is; several run under torchrun, which starts them again after a crash; under sbatch, srun
+# starts one torchrun on each node. SIGTERM, SIGINT and SIGUSR1 save the run and stop it, see `launch`.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-GPUS=${GPUS:-1}      # processes on this machine, one per GPU
-RUNS=${RUNS:-runs}   # folder of all runs
+GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-1}}   # processes on each machine, one per GPU
+RUNS=${RUNS:-runs}                       # folder of all runs
+RESTARTS=${RESTARTS:-3}                  # how often torchrun starts crashed processes again
+DA_STARTED=$(date +%s)                   # run.time_limit counts from here
+export DA_STARTED
 
 has_packages() { # does this interpreter import what training needs, and what the caller names in NEEDS?
   # shellcheck disable=SC2086  # NEEDS is a list
@@ -44,15 +50,92 @@ choose_table() {
   echo "$table"
 }
 
-# run_experiment TABLE NAME [section.key=value ...]: trains experiments/TABLE/NAME.yaml
+# run_experiment TABLE NAME [section.key=value ...]
+# Trains experiments/TABLE/NAME.yaml. Returns what `train_file` returns: not 0 when the run was stopped.
 run_experiment() {
   local table=$1 name=$2
   shift 2
-  local command=("$PYTHON" -m da)
-  if [ "$GPUS" -gt 1 ]; then
-    command=("$PYTHON" -m torch.distributed.run --standalone "--nproc-per-node=$GPUS" -m da)
+  train_file "experiments/$table/$name.yaml" "$@"
+}
+
+# train_file FILE.yaml [section.key=value ...]
+# Returns 0: finished; 2: a mistake to mend; 75: stopped by SIGUSR1 or run.time_limit, under Slurm the job is queued
+# again; 130, 143: stopped by SIGINT, SIGTERM. Stopped runs are saved: the same command goes on.
+train_file() {
+  local nodes=1 code=0 id
+  id=$(basename "$1" .yaml)-${SLURM_JOB_ID:-$(date +%Y%m%d-%H%M%S)-$$}
+  local command=("$PYTHON" -m da train "$1" --runs "$RUNS" "${@:2}")
+  [ -z "${SLURM_JOB_ID:-}" ] || nodes=${SLURM_NNODES:-1}
+  unset DA_STOP_FILE
+  if [ "$((nodes * GPUS))" -gt 1 ]; then
+    mkdir -p "$RUNS/logs"
+    # shellcheck disable=SC2016  # torchrun fills in the rank
+    export DA_STOP_FILE="$RUNS/logs/$id.stop" TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='[${rank}] '
+    rm -f "$DA_STOP_FILE"
+    local agent=("$PYTHON" -m torch.distributed.run "--nnodes=$nodes" "--nproc-per-node=$GPUS" "--rdzv-id=$id"
+      "--rdzv-backend=c10d" "--rdzv-endpoint=$(first_node):$(free_port)" "--max-restarts=$RESTARTS"
+      "--log-dir=$RUNS/logs" --tee=3)
+    command=("${agent[@]}" "${command[@]:1}")
   fi
-  "${command[@]}" train "experiments/$table/$name.yaml" --runs "$RUNS" "$@"
+  # SIGUSR1 is for the training processes, which listen for it; torchrun does not, and would die of it.
+  command=(bash -c "trap '' USR1; exec \"\$@\"" bash "${command[@]}")
+  [ -z "${SLURM_JOB_ID:-}" ] || command=(srun "--nodes=$nodes" "--ntasks=$nodes" --ntasks-per-node=1 "${command[@]}")
+  launch "${command[@]}" || code=$?
+  if [ -s "${DA_STOP_FILE:-}" ]; then
+    code=$(<"$DA_STOP_FILE")
+    rm -f "$DA_STOP_FILE"
+  fi
+  if [ "$code" = 75 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+    echo "stopped in time; queueing job $SLURM_JOB_ID again"
+    scontrol requeue "$SLURM_JOB_ID" || echo "Slurm refused; submit the same script again to go on" >&2
+  fi
+  return "$code"
+}
+
+first_node() { # the address at which processes meet
+  local name
+  [ -n "${SLURM_JOB_ID:-}" ] || { echo localhost && return; }
+  name=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  scontrol show node "$name" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p'
+}
+
+free_port() {
+  "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
+}
+
+# launch COMMAND ...
+# Runs it, handing on the signals that this shell gets; returns its exit code.
+launch() {
+  local code=0 child
+  "$@" &
+  child=$!
+  trap 'hand_on USR1 "$child"' USR1
+  trap 'hand_on TERM "$child"' TERM
+  trap 'hand_on INT "$child"' INT
+  wait "$child" || code=$?
+  while [ "$code" -gt 128 ] && kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the child
+    code=0
+    wait "$child" || code=$?
+  done
+  if [ "$code" -gt 128 ]; then # the child may have ended at that same moment
+    code=0
+    wait "$child" || code=$?
+  fi
+  trap - USR1 TERM INT
+  return "$code"
+}
+
+hand_on() { # SIGNAL CHILD
+  if [ -n "${SLURM_JOB_ID:-}" ]; then
+    # Slurm sends SIGTERM to all processes of a job itself, and srun would kill them for it.
+    [ "$1" = TERM ] || scancel "--signal=$1" "$SLURM_JOB_ID"
+  elif [ "$1" = INT ] && [ -t 0 ]; then
+    : # Ctrl-C has reached all processes
+  elif [ "$1" = USR1 ] && [ -n "${DA_STOP_FILE:-}" ]; then
+    pkill -USR1 -P "$2" # torchrun's children
+  else
+    kill "-$1" "$2"
+  fi
 }
 
 find_python

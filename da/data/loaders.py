@@ -5,6 +5,8 @@ and the sample's number in the run (see `sampler`), so batches do not depend on 
 interruptions.
 """
 
+import contextlib
+import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,7 +199,7 @@ class Loaded(Generic[T]):
             dataset,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_single_thread,
+            worker_init_fn=_start_worker,
             generator=torch.Generator(),  # else every new iterator would advance the global one
             **options,
         )
@@ -216,9 +218,31 @@ class Loaded(Generic[T]):
             raise error
 
 
-def _single_thread(worker: int) -> None:
-    """DataLoader limits torch to one thread in each worker; OpenCV is told here."""
+def _start_worker(worker: int) -> None:
+    """DataLoader limits torch to one thread in each worker; OpenCV is told here.
+
+    A signal to the whole job reaches the workers too, and the main process still needs them for the update it
+    finishes: they leave the signals to it. SIGTERM ends them half a minute later, if the main process has not.
+    """
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
+
+
+@contextlib.contextmanager
+def killed_workers_reported() -> Iterator[None]:
+    """Around the use of loaders: turns the death of a worker, which may be noticed anywhere, into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not text.startswith("DataLoader worker"):
+            raise
+        raise UserError(
+            f"a data loading process died ({text.splitlines()[0].rstrip('. ')}), most often killed by the system for "
+            "want of memory; lower data.workers or ask for more memory, and the same command goes on"
+        ) from error
 
 
 def train_batches(

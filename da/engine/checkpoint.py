@@ -61,6 +61,30 @@ def find_last(folder: Path) -> Path | None:
     return None
 
 
+def set_broken_aside(folder: Path) -> list[str]:
+    """Rename newest checkpoints that are not whole to `*.corrupt`, so that `find_last` gives a whole one.
+
+    Returns a line for each of them.
+
+    Raises:
+        UserError: none is left.
+    """
+    lines: list[str] = []
+    while path := find_last(folder):
+        try:
+            load(path)
+            return lines
+        except UserError as error:
+            aside = path.with_suffix(".corrupt")
+            os.replace(path, aside)
+            lines.append(f"warning: {error}: it is now {aside.name}, and the checkpoint before it continues")
+    if lines:
+        raise UserError(
+            f"{folder}: no whole checkpoint is left (see *.corrupt there); delete the run folder to begin again"
+        )
+    return lines
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU after verifying it.
 

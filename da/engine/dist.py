@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as distributed
@@ -62,6 +63,15 @@ def gather_batch(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(world())]
     distributed.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
+
+
+def gather(value: Any) -> list[Any]:
+    """`value` of every process in the order of their ranks; every process must call it."""
+    if world() == 1:
+        return [value]
+    found: list[Any] = [None] * world()
+    distributed.all_gather_object(found, value)
+    return found
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -5,16 +5,24 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from da.config import Section, UserError
 from da.engine import checkpoint, dist
 from da.engine.log import Progress, RunLog, say
 from da.engine.stepper import ScheduleConfig, Stepper
+from da.engine.stop import Stopped, seconds
+
+
+def _time(value: Any) -> Any:
+    """Refuse what `seconds` cannot read."""
+    if value is not None:
+        seconds(str(value))
+    return value
 
 
 class RunConfig(Section):
@@ -30,6 +38,7 @@ class RunConfig(Section):
     keep_every: PositiveInt | None = None  # also keep the networks of every so many steps, for good
     pictures: PositiveInt = 4  # validation examples shown in TensorBoard
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    time_limit: Annotated[str | None, BeforeValidator(_time)] = None  # `3h50m`: then save and stop, to go on later
 
 
 Scalars = dict[str, float]
@@ -48,18 +57,22 @@ class Window:
         """Turn tensors into floats in one transfer.
 
         Raises:
-            UserError: some value is not finite; the message names step, loss, the batch's files and what to do.
+            UserError: some value is not finite, in all processes; the message names step, loss, the files of the
+                processes that met it, and what to do.
         """
         pending = [row for row in self.rows if any(isinstance(v, Tensor) for v in row["scalars"].values())]
         if not pending:
             return
-        flat = torch.stack([value for row in pending for value in row["scalars"].values()]).double()
-        values = iter(dist.mean_over_ranks(flat).tolist())
+        own = torch.stack([value for row in pending for value in row["scalars"].values()]).double()
+        values = iter(dist.mean_over_ranks(own.clone()).tolist())
+        finite = iter(own.isfinite().tolist())
         for row in pending:
             row["scalars"] = {tag: next(values) for tag in row["scalars"]}
+            own_finite = [next(finite) for _ in row["scalars"]]
             bad = [tag for tag, value in row["scalars"].items() if not math.isfinite(value)]
             if bad:
-                files = f"images of process {dist.rank()}: {', '.join(row['names'][:8])}"
+                names = dist.gather([] if all(own_finite) else row["names"][:8])
+                files = "; ".join(f"images of process {rank}: {', '.join(n)}" for rank, n in enumerate(names) if n)
                 kept = f"the last good checkpoint is {last_good}" if last_good else "no checkpoint was saved yet"
                 raise UserError(
                     f"step {row['step']}: {', '.join(bad)} is not finite ({files}); {kept}; "
@@ -73,10 +86,14 @@ class Window:
 
 
 class Loop:
-    """Trains `stepper.trainer` until `config.steps`, continuing from the newest checkpoint in `folder`.
+    """Trains `stepper.trainer` until `config.steps`, continuing from the newest whole checkpoint in `folder`.
 
     `validate(step, limit)` returns scalars with `val/mIoU` among them; `limit` asks for that many images only.
     `show(step)` draws training pictures. `stamp` is stored in every checkpoint, so that one can be used alone.
+    `poll()` and `validate` raise `Stopped`, in all processes together, when the run is asked to stop.
+
+    A run is stopped between an update with its log line and the validation and saving that may follow it. Its
+    checkpoint says so (`half`), and continuing begins with what was left out.
     """
 
     def __init__(
@@ -88,54 +105,79 @@ class Loop:
         show: Callable[[int, Any], None],
         stamp: dict[str, Any],
         load_modules: Callable[[dict[str, Any], str], None],
+        poll: Callable[[], None],
     ) -> None:
         self.stepper, self.config, self.folder = stepper, config, folder
-        self.validate, self.show, self.stamp = validate, show, stamp
+        self.validate, self.show, self.stamp, self.poll = validate, show, stamp, poll
         self.checkpoints = folder / "checkpoints"
         self.start, self.best = 0, {"step": 0, "val/mIoU": -1.0}
         self.window = Window()
+        self.half: dict[str, Any] | None = None
+        if dist.is_main():
+            for line in checkpoint.set_broken_aside(self.checkpoints):
+                say(line)
+        dist.barrier()
         newest = checkpoint.find_last(self.checkpoints)
         if newest:
             state = checkpoint.load(newest)
             load_modules(state["modules"], str(newest))
             stepper.load_progress(state)
             self.start, self.best, self.window = state["step"], state["best"], Window(state["window"])
+            self.half = state.get("half")
         self.log: RunLog | None = None
 
     def fit(self, batches: Callable[[int], Iterator[Any]]) -> Scalars:
-        """Run to the end; `batches(start)` streams micro-batches from update `start` on. Returns the last scores."""
+        """Run to the end; `batches(start)` streams micro-batches from update `start` on. Returns the last scores.
+
+        Raises:
+            Stopped: the run was asked to stop; its state is saved.
+        """
         config, stepper = self.config, self.stepper
-        self.log = RunLog(self.folder, self.start) if dist.is_main() else None
+        first = self.start - 1 if self.half else self.start
+        self.log = RunLog(self.folder, first) if dist.is_main() else None
         stepper.begin()
+        if self.half:
+            self._take_up(self.half)
         if self.start:
             say(f"continuing from step {self.start}")
         elif config.steps:
             self.validate(0, 2)  # a broken evaluation shows now, not after hours
         scores: Scalars = {}
-        stream = batches(self.start)
+        stream = batches(first)
         progress = Progress(self.start, config.steps)
         mark, images = time.monotonic(), 0
-        for step in range(self.start, config.steps):
+        for step in range(first, config.steps):
             micro = list(islice(stream, config.accumulate))
-            scalars = stepper.update(micro, len(micro), step)
             done, names = step + 1, [name for batch in micro for name in batch.names]
-            self.window.add(done, names, scalars)
-            images += len(names) * dist.world()
-            progress.advance()
-            if done % config.log_every == 0 or done == config.steps:
-                self.window.settle(self._last_good())
-                values = self.window.mean() | stepper.rates()
-                values["speed/images_per_second"] = images / (time.monotonic() - mark)
-                if self.log:
-                    self.log.scalars(done, values)
-                progress.report(done, values)
-                self.window = Window()
-                mark, images = time.monotonic(), 0
+            logged: Scalars = {}
+            if done > self.start:
+                self.window.add(done, names, stepper.update(micro, len(micro), step))
+                images += len(names) * dist.world()
+                progress.advance()
+                if done % config.log_every == 0 or done == config.steps:
+                    self.window.settle(self._last_good())
+                    logged = self.window.mean() | stepper.rates()
+                    logged["speed/images_per_second"] = images / (time.monotonic() - mark)
+                    if self.log:
+                        self.log.scalars(done, logged)
+                    progress.report(done, logged)
+                    self.window = Window()
+                    mark, images = time.monotonic(), 0
+            elif self.half:
+                logged = self.half["logged"]
             paused = time.monotonic()
-            if done % config.val_every == 0 or done == config.steps:
-                self.window.settle(self._last_good())
-                scores = self._validate(done)
-                self.show(done, micro[-1])
+            validating = done % config.val_every == 0 or done == config.steps
+            statistics = self._own_statistics() if validating else []  # before a validation that may be cut off
+            try:
+                self.poll()
+                if validating:
+                    self.window.settle(self._last_good())
+                    scores = self._validate(done)
+                    self.show(done, micro[-1])
+            except Stopped as stopped:
+                self._save(done, {"logged": logged, "statistics": dist.gather(statistics or self._own_statistics())})
+                say(f"stopped after step {done} by {stopped}; all is saved, the same command goes on from there")
+                raise
             if done % config.save_every == 0 or done == config.steps:
                 self._save(done)
             paused = time.monotonic() - paused
@@ -155,7 +197,26 @@ class Loop:
             self._keep("best.pt", step)
         return scores
 
-    def _save(self, step: int) -> None:
+    def _own_statistics(self) -> list[Tensor]:
+        """This process's running statistics (float buffers), on the CPU; nothing where there is one process only."""
+        if dist.world() == 1:
+            return []
+        return [buffer.detach().to("cpu", copy=True) for buffer in self._float_buffers()]
+
+    def _float_buffers(self) -> list[Tensor]:
+        modules = self.stepper.trainer.modules.values()
+        return [b for module in modules for b in module.buffers() if b.is_floating_point()]
+
+    def _take_up(self, half: dict[str, Any]) -> None:
+        """Restore what a stop between an update and its validation left: log line, each process's statistics."""
+        if self.log and half["logged"]:
+            self.log.scalars(self.start, half["logged"])
+        if len(half["statistics"]) == dist.world():
+            for buffer, value in zip(self._float_buffers(), half["statistics"][dist.rank()]):
+                buffer.copy_(value)
+
+    def _save(self, step: int, half: dict[str, Any] | None = None) -> None:
+        """`half`: what continues a run that is stopped before the validation of `step`."""
         self.window.settle(self._last_good())
         self.stepper.agree()
         state = self.stepper.state_dict()
@@ -168,9 +229,9 @@ class Loop:
                 )
         if self.log:
             self.log.flush()
-            state |= {"step": step, "best": self.best, "window": self.window.rows, **self.stamp}
+            state |= {"step": step, "best": self.best, "window": self.window.rows, "half": half, **self.stamp}
             checkpoint.save_last(self.checkpoints, state)
-        if self.config.keep_every and step % self.config.keep_every == 0:
+        if self.config.keep_every and step % self.config.keep_every == 0 and not half:
             self._keep(f"step_{step:08d}.pt", step)
         dist.barrier()
 

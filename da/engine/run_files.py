@@ -14,7 +14,7 @@ import yaml
 from da.config import UserError, difference, parse_yaml
 
 # Keys that change how fast a run goes or where it runs, never what comes out of it.
-FREE_KEYS = ("data.workers: ", "run.device: ")
+FREE_KEYS = ("data.workers: ", "run.device: ", "run.time_limit: ")
 
 
 def claim(folder: Path, config: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ class Method:
         return image
 
 
-def loop(folder, method, **settings) -> Loop:
+def loop(folder, method, poll=lambda: None, **settings) -> Loop:
     folder.mkdir(exist_ok=True)
     settings = {"steps": 10, "log_every": 4, "val_every": 5, "save_every": 3} | settings
     config = RunConfig(**settings)
@@ -54,7 +54,9 @@ def loop(folder, method, **settings) -> Loop:
         method.layer.load_state_dict(states["layer"])
 
     scores = iter(range(100))
-    return Loop(stepper, config, folder, lambda step, limit: {"val/mIoU": next(scores)}, lambda *_: None, {}, load)
+    return Loop(
+        stepper, config, folder, lambda step, limit: {"val/mIoU": next(scores)}, lambda *_: None, {}, load, poll
+    )
 
 
 def batches(start):

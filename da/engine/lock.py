@@ -1,0 +1,140 @@
+"""One job per run folder: `run.lock` names its owner, and its modification time is the owner's heartbeat.
+
+File locks are not to be relied on across the hosts of a cluster, so the file is simply there while its owner works.
+An owner that was killed leaves it behind. It is then taken over: at once where the owner is seen to be dead (same
+machine) or belonged to the same job (requeued, or restarted by torchrun), else after `SILENCE` without a heartbeat.
+No clocks of two hosts are compared.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from da.config import UserError
+from da.engine import dist
+from da.engine.log import say
+
+BEAT = 5.0  # seconds between heartbeats
+SILENCE = 30.0  # seconds without a heartbeat after which an owner counts as dead
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder (main process only; the others wait for it at their next common call).
+
+    Raises:
+        UserError: a living job holds it; the message names host, process, job and start.
+    """
+    if not dist.is_main():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path, me = folder / "run.lock", _me()
+    _take(path, me)
+    done = threading.Event()
+    heart = threading.Thread(target=_beat, args=(path, me, done), daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        done.set()
+        heart.join()
+        if _read(path) == me:
+            path.unlink(missing_ok=True)
+
+
+def _me() -> dict[str, Any]:
+    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
+    return {
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "job": job if job != "none" else None,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "machine": f"{platform.node()} {_pid_namespace()}",
+    }
+
+
+def _pid_namespace() -> str:
+    """Two containers of one host may both have a process 7."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Who holds the lock; None where nobody does, an empty owner where the file cannot be understood."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+
+
+def _take(path: Path, me: dict[str, Any]) -> None:
+    while True:
+        try:
+            with open(path, "x", encoding="utf-8") as file:  # one process alone succeeds, on network file systems too
+                file.write(json.dumps(me))
+            return
+        except FileExistsError:
+            owner = _read(path)
+        if owner is None:
+            continue
+        if _alive(path, owner, me):
+            owner = _read(path) or owner
+            raise UserError(
+                f"{path.parent} is in use by process {owner.get('pid')} on {owner.get('host')} (job "
+                f"{owner.get('job') or 'none'}, started {owner.get('started')}); stop that one or wait for it, "
+                "or give this run its own name=... or seed=..."
+            )
+        if _read(path) == owner:
+            path.unlink(missing_ok=True)
+
+
+def _alive(path: Path, owner: dict[str, Any], me: dict[str, Any]) -> bool:
+    if owner.get("machine") == me["machine"]:
+        if not _runs(owner["pid"]):
+            return False
+    elif owner.get("job") and owner["job"] == me["job"]:
+        return False
+    say(f"{path} is held by process {owner.get('pid')} on {owner.get('host')}; listening for its heartbeat ...")
+    first, until = _heartbeat(path), time.monotonic() + SILENCE
+    while time.monotonic() < until:
+        time.sleep(BEAT / 5)
+        now = _heartbeat(path)
+        if now != first:
+            return now is not None
+    return False
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
+def _heartbeat(path: Path) -> float | None:
+    try:
+        with open(path, encoding="utf-8") as file:  # opening asks a network file system for the newest state
+            return os.fstat(file.fileno()).st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def _beat(path: Path, me: dict[str, Any], done: threading.Event) -> None:
+    while not done.wait(BEAT):
+        with contextlib.suppress(OSError):  # a network file system may be away for a moment
+            if _read(path) == me:
+                os.utime(path)

@@ -1,0 +1,98 @@
+"""Requests to stop, by a signal or by the time limit: all processes leave together, at the same point of the run."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as distributed
+
+from da.engine import dist
+
+T = TypeVar("T")
+
+COME_BACK = 75  # EX_TEMPFAIL of sysexits.h
+CODES = {signal.SIGUSR1: COME_BACK, signal.SIGINT: 130, signal.SIGTERM: 143}
+REASONS = {COME_BACK: "SIGUSR1 or run.time_limit", 130: "SIGINT", 143: "SIGTERM"}
+
+
+class Stopped(Exception):
+    """The run was asked to stop. `code` is the exit code: 75 (SIGUSR1, time limit), 130 (SIGINT), 143 (SIGTERM)."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(REASONS[code])
+        self.code = code
+
+
+def seconds(text: str) -> int:
+    """`3h50m` -> 13800. Days, hours, minutes and seconds, in this order, each at most once.
+
+    Raises:
+        ValueError: `text` is written otherwise.
+    """
+    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if not match or not any(match.groups()):
+        raise ValueError("write a time like 3h50m, 45m or 1d12h")
+    return sum(int(n or 0) * unit for n, unit in zip(match.groups(), (86400, 3600, 60, 1)))
+
+
+class StopRequests:
+    """Listens, inside a `with` block, for SIGUSR1, SIGTERM, SIGINT and the end of the time limit.
+
+    The limit (seconds) counts from the launch script's start where one says it in DA_STARTED (seconds since 1970),
+    else from here. A second SIGINT is a KeyboardInterrupt.
+    """
+
+    def __init__(self, limit: float | None) -> None:
+        self._code = 0
+        started = float(os.environ.get("DA_STARTED", time.time()))
+        self._deadline = started + limit if limit is not None else float("inf")
+        self._group: Any = None
+
+    def __enter__(self) -> "StopRequests":
+        self._before = {number: signal.signal(number, self._ask) for number in CODES}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._code == CODES[signal.SIGINT]:
+            raise KeyboardInterrupt
+        self._code = self._code or CODES[signal.Signals(number)]
+
+    def poll(self) -> None:
+        """Every process must call this equally often.
+
+        Raises:
+            Stopped: in all processes at the same call, once any of them was asked to stop.
+        """
+        code = self._code or (COME_BACK if time.time() > self._deadline else 0)
+        code = self._highest(code)
+        if code:
+            raise Stopped(code)
+
+    def watch(self, items: Iterable[T], count: int) -> Iterator[T]:
+        """The `count` `items` of this process, with a `poll` after each; processes with fewer of them poll on."""
+        rounds = self._highest(count)
+        for item in items:
+            yield item
+            self.poll()
+        for _ in range(count, rounds):
+            self.poll()
+
+    def _highest(self, value: int) -> int:
+        """The highest `value` of all processes, over the network of the CPUs: no GPU is waited for."""
+        if dist.world() == 1:
+            return value
+        if self._group is None:
+            gloo = distributed.get_backend() == "gloo"
+            self._group = distributed.group.WORLD if gloo else distributed.new_group(backend="gloo")
+        highest = torch.tensor(value)
+        distributed.all_reduce(highest, distributed.ReduceOp.MAX, self._group)
+        return int(highest)

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# One experiment with several seeds: a job array where there is Slurm, else one after the other.
+#
+#   bash launch/seeds.sh experiments/gta2city/adaptsegnet_multi.yaml 0 1 2 [section.key=value ...]
+#
+#   GPUS=4                                             processes, one per GPU
+#   SBATCH_GPUS_PER_NODE=4 SBATCH_PARTITION=long ...   settings of sbatch
+#SBATCH --nodes=1 --ntasks-per-node=1 --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR1@120 --requeue
+#SBATCH --output=slurm-%x-%A_%a.log --open-mode=append
+
+here=$(dirname "$0")
+[ -e "$here/lib.sh" ] || here=${SLURM_SUBMIT_DIR:-.}/launch # Slurm runs a copy of this script, far from lib.sh
+[ -e "$here/lib.sh" ] || { echo "error: no launch/lib.sh in $PWD; submit from the project folder" >&2; exit 2; }
+source "$here/lib.sh"
+
+file=${1:?name an experiment file and seeds}
+shift
+seeds=() settings=()
+for word in "$@"; do
+  if [[ $word =~ ^[0-9]+$ ]]; then seeds+=("$word"); else settings+=("$word"); fi
+done
+[ "${#seeds[@]}" -gt 0 ] || { echo "error: no seeds; for example: bash launch/seeds.sh $file 0 1 2" >&2; exit 2; }
+
+if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
+  train_file "$file" "seed=$SLURM_ARRAY_TASK_ID" "${settings[@]}"
+elif [ -z "${SLURM_JOB_ID:-}" ] && command -v sbatch >/dev/null; then
+  array=$(IFS=,; echo "${seeds[*]}")
+  sbatch "--job-name=$(basename "$file" .yaml)-seeds" "--array=$array" launch/seeds.sh "$file" "$@"
+else
+  for seed in "${seeds[@]}"; do train_file "$file" "seed=$seed" "${settings[@]}"; done
+fi

@@ -1,0 +1,43 @@
+"""What the tests of interrupted runs share: two runs compared, file by file and bit by bit."""
+
+import json
+from pathlib import Path
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def assert_same_result(run: Path, straight: Path) -> None:
+    """Weights, optimisers, metrics and curves of `run` equal those of the uninterrupted one; nothing is doubled."""
+    assert (run / "summary.json").exists()
+    _same(*(torch.load(r / "checkpoints/last.pt", weights_only=True) for r in (run, straight)))
+    assert _metrics(run) == _metrics(straight)
+    assert _curves(run) == _curves(straight)
+
+
+def _metrics(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("speed/")} for line in lines]
+
+
+def _curves(run: Path) -> dict[str, list]:
+    board = EventAccumulator(str(run / "tensorboard"))
+    board.Reload()
+    tags = [tag for tag in board.Tags()["scalars"] if not tag.startswith("speed/")]
+    return {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in tags}
+
+
+def _same(a, b, path: str = "") -> None:
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a.keys() - {"config"}:  # names the run and its folders
+            _same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b)):
+            _same(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path

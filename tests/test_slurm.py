@@ -1,0 +1,194 @@
+"""The launch scripts on a real Slurm: a throw-away cluster of two nodes on this machine, started by the test."""
+
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runs import assert_same_result
+from tiny import REPOSITORY, overrides
+
+MISSING = [
+    p for p in ("slurmctld", "slurmd", "sbatch", "munged") if not shutil.which(p, path=os.defpath + ":/usr/sbin")
+]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"{', '.join(MISSING)} not installed (apt-get install slurmctld slurmd ...)"
+    ),
+    pytest.mark.skipif(os.geteuid() != 0, reason="starting Slurm's daemons takes root"),
+]
+
+LONGER = ("run.steps=40", "run.log_every=1", "run.val_every=15", "run.save_every=10")
+CONFIGURATION = """
+ClusterName=throwaway
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+JobAcctGatherType=jobacct_gather/none
+SwitchType=switch/none
+MpiDefault=none
+SlurmdParameters=config_overrides
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+ReturnToService=2
+KillWait=20
+SchedulerParameters=batch_sched_delay=0,sched_interval=2
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 RealMemory=1000
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8 RealMemory=1000
+PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 MaxTime=INFINITE
+PartitionName=high Nodes=n1,n2 PriorityTier=2 MaxTime=INFINITE
+"""
+
+
+class Cluster:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            k: v for k, v in os.environ.items() if not k.startswith("SLURM") and not k.endswith("_ROOT")
+        }
+        self.environment |= {"SLURM_CONF": str(folder / "slurm.conf"), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+        self.environment["PATH"] = f"/usr/sbin:{self.environment['PATH']}"
+
+    def call(self, *command: str, **variables: str) -> str:
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=self.environment | variables, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def submit(self, runs: Path, *words: str) -> str:
+        """The number of a job that writes to `runs`."""
+        output = f"--output={self.folder}/%x-%j.log"
+        return self.call("sbatch", "--parsable", output, *words, RUNS=str(runs)).strip()
+
+    def state(self, job: str) -> str:
+        facts = self.call("scontrol", "show", "job", job)
+        return facts.partition("JobState=")[2].split()[0]
+
+    def wait(self, job: str, *states: str) -> None:
+        until = time.monotonic() + 150
+        while self.state(job) not in states:
+            assert time.monotonic() < until, f"job {job} is {self.state(job)}\n{self.logs()}"
+            assert self.state(job) not in {"FAILED", "NODE_FAIL", "TIMEOUT"} - set(states), self.logs()
+            time.sleep(0.5)
+
+    def logs(self) -> str:
+        return "\n".join(f"{p.name}:\n{p.read_text()[-3000:]}" for p in self.folder.glob("*.log"))
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("slurm")
+    folder.chmod(0o755)
+    for name in ("state", "spool-n1", "spool-n2"):
+        (folder / name).mkdir()
+    (folder / "munge.key").write_bytes(os.urandom(128))
+    (folder / "munge.key").chmod(0o400)
+    text = CONFIGURATION.format(folder=folder, host=platform.node(), ports=free_ports(3))
+    (folder / "slurm.conf").write_text(text)
+    cluster = Cluster(folder)
+    munge = [f"--{name}={folder}/munge.{name.partition('-')[0]}" for name in ("key-file", "socket", "pid-file")]
+    cluster.call("munged", "--force", *munge, f"--log-file={folder}/munge.log", f"--seed-file={folder}/munge.seed")
+    cluster.call("slurmctld")
+    cluster.call("slurmd", "-N", "n1")
+    cluster.call("slurmd", "-N", "n2")
+    try:
+        until = time.monotonic() + 30
+        while cluster.call("sinfo", "-h", "-N", "-p", "low", "-o", "%t").split() != ["idle", "idle"]:
+            assert time.monotonic() < until, cluster.logs()
+            time.sleep(0.5)
+        yield cluster
+    finally:
+        subprocess.run(["scancel", "--user=root", "--signal=KILL"], env=cluster.environment, check=False)
+        for pid_file in (*folder.glob("slurm*.pid"), folder / "munge.pid"):
+            if pid_file.exists():
+                os.kill(int(pid_file.read_text()), 15)
+
+
+@pytest.fixture
+def settings(gta5_root, cityscapes_root) -> list[str]:
+    return [*overrides(gta5_root, cityscapes_root), *LONGER]
+
+
+def two_nodes(settings: list[str]) -> list[str]:
+    return ["--nodes=2", "--cpus-per-task=1", "launch/gta2city_source_only.sh", *settings]
+
+
+def wait_for_line(run: Path, number: int, cluster: Cluster) -> None:
+    path, until = run / "metrics.jsonl", time.monotonic() + 90
+    while not path.exists() or len(path.read_bytes().splitlines()) < number:
+        assert time.monotonic() < until, cluster.logs()
+        time.sleep(0.05)
+
+
+def test_two_nodes_requeue_and_preemption_end_in_the_same_result(cluster, settings, tmp_path):
+    """The uninterrupted job, one requeued by hand, one asked to stop in time, one preempted."""
+    name = "mini/source_only-seed0"
+    job = cluster.submit(tmp_path / "straight", *two_nodes(settings))
+    assert cluster.call("squeue", "-h", "-j", job, "-o", "%j").strip() == "gta2city_source_only"
+    cluster.wait(job, "COMPLETED")
+    straight = tmp_path / "straight" / name
+    ranks = {path.parent.name for path in (tmp_path / "straight/logs").rglob("stdout.log")}
+    assert ranks == {"0", "1"}
+
+    for kind in ("requeue", "USR1", "preempt"):
+        run = tmp_path / kind / name
+        job = cluster.submit(tmp_path / kind, *two_nodes(settings))
+        wait_for_line(run, 12, cluster)
+        if kind == "requeue":
+            cluster.call("scontrol", "requeue", job)
+        elif kind == "USR1":
+            cluster.call("scancel", "--signal=USR1", job)
+        else:
+            high = cluster.submit(tmp_path, "--nodes=2", "--partition=high", "--job-name=high", "--wrap=sleep 1")
+            cluster.wait(high, "COMPLETED")
+        facts = cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+        cluster.wait(job, "COMPLETED")
+        facts = cluster.call("scontrol", "show", "job", job)
+        assert "Restarts=1" in facts, facts
+        assert_same_result(run, straight)
+
+
+def test_seeds_are_a_job_array_with_a_readable_name(cluster, settings, tmp_path):
+    file = "experiments/mini/source_only.yaml"
+    said = cluster.call(
+        "bash", "launch/seeds.sh", file, "0", "1", *settings, "run.steps=4", "run.val_every=4",
+        RUNS=str(tmp_path), SBATCH_OUTPUT=f"{cluster.folder}/%x-%A_%a.log", SBATCH_CPUS_PER_TASK="1",
+    )  # fmt: skip
+    job = said.split()[-1]
+    names = set(cluster.call("squeue", "-h", "-r", "-j", job, "-o", "%j %K").splitlines())
+    assert names == {"source_only-seeds 0", "source_only-seeds 1"}
+    for task in (0, 1):
+        cluster.wait(f"{job}_{task}", "COMPLETED")
+        assert (tmp_path / f"mini/source_only-seed{task}/summary.json").exists()
