@@ -18,7 +18,8 @@ ALLOWED = {
     "evaluation": {"config", "labels"},
     "trainers": {"config", "labels", "losses", "data", "nets", "engine", "evaluation"},
     "run": {"config", "labels", "data", "nets", "engine", "evaluation", "trainers"},
-    "cli": {"config", "data", "engine", "evaluation", "run"},
+    "report": {"config", "engine", "evaluation", "run"},
+    "cli": {"config", "data", "engine", "evaluation", "report", "run"},
     "__main__": {"cli"},
     "__init__": set(),
 }
