@@ -39,7 +39,10 @@ def curves(series: Sequence[Series], title: str) -> str:
         parts.append(f'<line class="rule" x1="{left}" x2="{WIDTH - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(f'<text x="{left - 5}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for tick in _ticks(0, last):
-        parts.append(f'<text x="{x(tick):.1f}" y="{height - 10}" text-anchor="middle">{_short(tick)}</text>')
+        if tick <= last:
+            anchor = "end" if x(tick) > WIDTH - 25 else "middle"
+            shown = _short(tick)
+            parts.append(f'<text x="{x(tick):.1f}" y="{height - 10}" text-anchor="{anchor}">{shown}</text>')
     for s in series:
         upper = [f"{x(a):.1f},{y(b):.1f}" for a, b in zip(s.steps, s.high)]
         lower = [f"{x(a):.1f},{y(b):.1f}" for a, b in zip(s.steps, s.low)]

@@ -37,12 +37,12 @@ def html(blocks: Sequence[Block], published: Published, examples: Sequence[Examp
     heading = " · ".join(dict.fromkeys(block.experiment for block in blocks))
     sections = []
     for i, block in enumerate(blocks):
+        name = f"<h2>{escape(block.experiment)}</h2>" if len(blocks) > 1 else ""
         sections += [
-            f'<header class="block"><h2>{escape(block.experiment)}</h2>'
-            f'<p class="protocol">{escape(describe_protocol(block.protocol))}</p></header>',
+            f'<header class="block">{name}<p class="protocol">{escape(describe_protocol(block.protocol))}</p></header>',
             _headline(block),
-            _section("Results", _table(tables.HEADER, tables.main_table(block)) + _others(block, published)),
-            _section("IoU per class, %", _table(tables.class_header(block), tables.class_table(block))),
+            _section("Results", _table(*tables.main_table(block)) + _others(block, published)),
+            _section("IoU per class, %", _table(tables.class_header(block), tables.class_table(block), "narrow")),
             _per_class(block),
             _curves(block),
             _examples(examples) if i == 0 else "",
@@ -106,7 +106,7 @@ def _headline(block: Block) -> str:
             number = published.mean(block.classes) or 0
             marks += f'<b style="left:{number * scale:.1f}%" title="published: {number:.1f}"></b>'
         lines.append(
-            f'<div class="name">{escape(row.name)}</div><div class="bar"><span style="width:{mean * scale:.1f}%;'
+            f'<div class="name">{_breakable(row.name)}</div><div class="bar"><span style="width:{mean * scale:.1f}%;'
             f'background:{tint}"></span>{marks}</div><div class="value">{mean_std(values)}</div>'
         )
     hint = "Last checkpoint, mean over seeds; a dot is one seed" + (
@@ -115,15 +115,18 @@ def _headline(block: Block) -> str:
     return _section("mIoU, %", f'<div class="headline">{"".join(lines)}</div>', hint)
 
 
-def _table(header: Sequence[str], lines: Sequence[tables.Line]) -> str:
-    head = "".join(f'<th scope="col"><button type="button">{escape(cell)}</button></th>' for cell in header)
+def _table(header: Sequence[str], lines: Sequence[tables.Line], kind: str = "") -> str:
+    """A table sortable by column; `narrow` turns its column heads upright."""
+    head = "".join(f'<th scope="col"><button type="button">{_breakable(cell)}</button></th>' for cell in header)
     body = "".join(
-        f'<tr class="{line.kind}"><th scope="row">{escape(line.cells[0])}</th>'
+        f'<tr class="{line.kind}"><th scope="row">{_breakable(line.cells[0])}</th>'
         + "".join(f"<td>{escape(cell)}</td>" for cell in line.cells[1:])
         + "</tr>"
         for line in lines
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def _others(block: Block, published: Published) -> str:
@@ -214,7 +217,12 @@ def error_map(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> n
 
 
 def _card(caption: str, pictures: str) -> str:
-    return f"<figure>{pictures}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f"<figure><figcaption>{_breakable(caption)}</figcaption>{pictures}</figure>"
+
+
+def _breakable(name: str) -> str:
+    """Long names may be broken after a dot or an underscore."""
+    return escape(name).replace("_", "_<wbr>").replace(".", ".<wbr>")
 
 
 def _image(picture: np.ndarray, photograph: bool = False) -> str:

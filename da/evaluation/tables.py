@@ -35,13 +35,16 @@ def signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.1f}"
 
 
-def main_table(block: Block) -> list[Line]:
-    """Own rows, experiments without a result, and published rows of the same protocol, under `HEADER`."""
+def main_table(block: Block) -> tuple[list[str], list[Line]]:
+    """Own rows, experiments without a result, and published rows of the same protocol; the header first.
+
+    Columns of `HEADER` that no line fills are left out.
+    """
     lines = [_own(block, row) for row in block.rows]
     lines += [Line("absent", [name, "", "", "not run", *[""] * (len(HEADER) - 4)]) for name in block.missing]
-    return lines + [
-        published_line(row, block.classes) for row in block.published if row.mean(block.classes) is not None
-    ]
+    lines += [published_line(row, block.classes) for row in block.published if row.mean(block.classes) is not None]
+    used = [i for i in range(len(HEADER)) if any(line.cells[i] for line in lines)]
+    return [HEADER[i] for i in used], [Line(line.kind, [line.cells[i] for i in used]) for line in lines]
 
 
 def _own(block: Block, row: Row) -> Line:
@@ -60,7 +63,7 @@ def _own(block: Block, row: Row) -> Line:
             signed(block.gain(row)),
             _closed(block, row),
             mean_std([row.best[seed] for seed in sorted(row.best)]),
-            _number(theirs) + (MARK if published and not published.verified else ""),
+            "" if theirs is None else _number(theirs) + ("" if published and published.verified else MARK),
             signed(mean - theirs) if mean is not None and theirs is not None else "",
         ],
     )
@@ -122,7 +125,7 @@ def title(block: Block) -> str:
 def markdown(blocks: Sequence[Block], published: Published) -> str:
     parts = []
     for block in blocks:
-        parts += [f"## {title(block)}", _markdown_table(HEADER, main_table(block))]
+        parts += [f"## {title(block)}", _markdown_table(*main_table(block))]
         parts += ["IoU per class:", _markdown_table(class_header(block), class_table(block))]
         if block.others:
             parts.append("Published under other protocols, NOT comparable with the above:")
@@ -201,7 +204,8 @@ def latex(blocks: Sequence[Block]) -> str:
     parts = ["% needs \\usepackage{booktabs} and \\usepackage{rotating}"]
     for block in blocks:
         parts.append(f"% {title(block)}")
-        parts.append(_tabular(HEADER, main_table(block), "ll" + "r" * (len(HEADER) - 2)))
+        header, lines = main_table(block)
+        parts.append(_tabular(header, lines, "ll" + "r" * (len(header) - 2)))
         header = class_header(block)
         turned = ["method", *(f"\\begin{{turn}}{{90}}{name}\\end{{turn}}" for name in header[1:])]
         parts.append(_tabular(turned, class_table(block), "l" + "r" * (len(header) - 1), escape_header=False))
