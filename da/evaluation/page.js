@@ -4,10 +4,9 @@ document.querySelectorAll('thead button').forEach(button => button.onclick = () 
   const down = head.getAttribute('aria-sort') !== 'descending' && (column > 0 || head.hasAttribute('aria-sort'));
   const value = line => { const text = line.children[column].textContent, number = parseFloat(text);
     return isNaN(number) ? text : number; };
-  const order = (a, b) => { const x = value(a), y = value(b), blank = v => v === '' || v === '-';
-    if (blank(x) || blank(y)) return blank(x) - blank(y);
-    const less = typeof x === typeof y ? (x < y ? -1 : x > y ? 1 : 0) : typeof x === 'number' ? -1 : 1;
-    return down ? -less : less; };
+  const rank = v => typeof v === 'number' ? 0 : v === '' || v === '-' ? 2 : 1;  // numbers, words, then blanks
+  const order = (a, b) => { const x = value(a), y = value(b);
+    return rank(x) - rank(y) || (down ? -1 : 1) * (x < y ? -1 : x > y ? 1 : 0); };
   const body = head.closest('table').tBodies[0];
   [...body.rows].sort(order).forEach(line => body.append(line));
   [...row.children].forEach(other => other.removeAttribute('aria-sort'));

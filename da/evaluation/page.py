@@ -120,7 +120,7 @@ def _table(header: Sequence[str], lines: Sequence[tables.Line], kind: str = "") 
     head = "".join(f'<th scope="col"><button type="button">{_breakable(cell)}</button></th>' for cell in header)
     body = "".join(
         f'<tr class="{line.kind}"><th scope="row">{_breakable(line.cells[0])}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in line.cells[1:])
+        + "".join(f"<td{' class=long' * (len(cell) > 30)}>{escape(cell)}</td>" for cell in line.cells[1:])
         + "</tr>"
         for line in lines
     )

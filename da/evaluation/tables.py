@@ -13,14 +13,15 @@ from da.labels import NAMES, SUBSETS
 MARK = "†"  # quoted from memory
 HEADER = (
     "method",
-    "backbone",
-    "seeds",
     "mIoU, last",
     "over source only",
     "gap closed, %",
     "best on validation*",
     "published",
     "difference",
+    "seeds",
+    "backbone",
+    "checkpoint; source",
 )
 
 
@@ -41,30 +42,31 @@ def main_table(block: Block) -> tuple[list[str], list[Line]]:
     Columns of `HEADER` that no line fills are left out.
     """
     lines = [_own(block, row) for row in block.rows]
-    lines += [Line("absent", [name, "", "", "not run", *[""] * (len(HEADER) - 4)]) for name in block.missing]
+    lines += [Line("absent", [name, "not run", *[""] * (len(HEADER) - 2)]) for name in block.missing]
     lines += [published_line(row, block.classes) for row in block.published if row.mean(block.classes) is not None]
     used = [i for i in range(len(HEADER)) if any(line.cells[i] for line in lines)]
     return [HEADER[i] for i in used], [Line(line.kind, [line.cells[i] for i in used]) for line in lines]
 
 
 def _own(block: Block, row: Row) -> Line:
-    model = row.runs[0].config["model"]
-    start = [row.name, f"PSPNet-{model['backbone']}"]
+    backbone = f"PSPNet-{row.runs[0].config['model']['backbone']}"
     if not row.scores:
-        return Line("absent", [*start, "", row.runs[0].state, *[""] * (len(HEADER) - 4)])
+        return Line("absent", [row.name, row.runs[0].state, *[""] * (len(HEADER) - 4), backbone, ""])
     published, mean = block.published_of(row), row.mean("mIoU")
     theirs = published.mean(block.classes) if published else None
     return Line(
         "own",
         [
-            *start,
-            ", ".join(map(str, sorted(row.scores))),
+            row.name,
             mean_std(row.values("mIoU")),
             signed(block.gain(row)),
             _closed(block, row),
             mean_std([row.best[seed] for seed in sorted(row.best)]),
             "" if theirs is None else _number(theirs) + ("" if published and published.verified else MARK),
             signed(mean - theirs) if mean is not None and theirs is not None else "",
+            ", ".join(map(str, sorted(row.scores))),
+            backbone,
+            "",
         ],
     )
 
@@ -77,8 +79,12 @@ def _closed(block: Block, row: Row) -> str:
 
 
 def published_line(row: PublishedRow, classes: int) -> Line:
-    name = row.method + ("" if row.verified else f" {MARK}")
-    return Line("published", [name, row.backbone, "", "", "", "", "", _number(row.mean(classes)), ""])
+    origin = f"{row.checkpoint}; {row.source}"
+    return Line("published", [_marked(row), *[""] * 4, _number(row.mean(classes)), "", "", row.backbone, origin])
+
+
+def _marked(row: PublishedRow) -> str:
+    return row.method + ("" if row.verified else f" {MARK}")
 
 
 def class_header(block: Block) -> list[str]:
@@ -141,7 +147,8 @@ def other_lines(block: Block, published: Published) -> list[Line]:
         Line(
             "published",
             [
-                *published_line(row, block.classes).cells[:2],
+                _marked(row),
+                row.backbone,
                 _number(row.mean(block.classes)),
                 published.protocols[row.protocol].text,
                 row.checkpoint,
@@ -205,7 +212,7 @@ def latex(blocks: Sequence[Block]) -> str:
     for block in blocks:
         parts.append(f"% {title(block)}")
         header, lines = main_table(block)
-        parts.append(_tabular(header, lines, "ll" + "r" * (len(header) - 2)))
+        parts.append(_tabular(header, lines, "l" + "r" * (len(header) - 1)))
         header = class_header(block)
         turned = ["method", *(f"\\begin{{turn}}{{90}}{name}\\end{{turn}}" for name in header[1:])]
         parts.append(_tabular(turned, class_table(block), "l" + "r" * (len(header) - 1), escape_header=False))
