@@ -25,12 +25,13 @@ class Protocol(Section):
 
     def matches(self, measured: dict[str, Any]) -> bool:
         """Whether `measured`, the `protocol` of a result, is this one. `align_corners` and the classes that the mean
-        runs over may differ; every other setting must be the published one, or the default."""
+        runs over may differ; every other setting must be the published one, or where none is published the default."""
         if self.settings is None:
             return False
-        expected = EvalConfig().model_dump(mode="json") | self.settings
-        free = {"align_corners", "classes"}
-        return all(measured.get(key, expected.get(key)) == expected.get(key) for key in {*expected, *measured} - free)
+        defaults = EvalConfig().model_dump(mode="json")
+        others = measured.keys() - self.settings.keys() - {"align_corners", "classes"}
+        named = all(key in measured and measured[key] == value for key, value in self.settings.items())
+        return named and all(key in defaults and measured[key] == defaults[key] for key in others)
 
 
 class PublishedRow(Section):

@@ -41,6 +41,8 @@ def test_a_protocol_matches_only_runs_measured_alike():
     matching = {name for name, protocol in LITERATURE.protocols.items() if protocol.matches(measured)}
     assert matching == {"adaptsegnet"}
     assert LITERATURE.protocols["full"].matches(EvalConfig().model_dump(mode="json"))
+    smaller = measured | {"label_size": [1024, 512]}
+    assert not LITERATURE.protocols["adaptsegnet"].matches(smaller)
     flipped = measured | {"some_later_setting": True}
     assert not any(protocol.matches(flipped) for protocol in LITERATURE.protocols.values())
 
