@@ -16,6 +16,7 @@ examples
   python -m da train experiments/mini/source_only.yaml seed=1 run.steps=100 name=short
   python -m da evaluate runs/mini/source_only-seed0 runs/mini/adaptsegnet_multi-seed0 --figure compare.png
   python -m da translate runs/mini/cycada_pixel-seed0 translated
+  python -m da report --table mini -o report
   python -m da data check $GTA5_ROOT --as gta5
 """
 
@@ -70,6 +71,20 @@ def parser() -> argparse.ArgumentParser:
         help="also measure on how many pixels the run's segmenter gives image and translation the same label",
     )
     translate.set_defaults(call=_translate)
+
+    report = commands.add_parser(
+        "report",
+        help="tables and one HTML page that compare finished runs with each other and with published results",
+        description="Compare runs: mean and standard deviation over seeds, published rows of the same protocol, IoU "
+        "per class, training curves, predictions, confusion matrices, ablations. Writes index.html (one "
+        "self-contained page), table.md, table.csv and table.tex (booktabs).",
+    )
+    report.add_argument("run_folders", nargs="*", type=Path, metavar="RUN", help="run folders, or folders of runs")
+    report.add_argument("--table", help="all runs below RUNS/TABLE, for example mini, gta2city or synthia2city")
+    report.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    report.add_argument("-o", "--out", type=Path, default=Path("report"), help="folder to write (default: report)")
+    report.add_argument("--pictures", type=int, default=4, help="validation images to show (default: 4; 0: none)")
+    report.set_defaults(call=_report)
 
     data = commands.add_parser("data", help="check a data set, or render the miniature")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -189,6 +204,15 @@ def _translate(options: argparse.Namespace) -> int:
     if options.batch < 1:
         raise UserError(f"--batch {options.batch}: at least 1")
     translate(Path(names[0]), Path(names[1]), overrides, options.batch, options.agreement)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from da.report import report
+
+    if options.pictures < 0:
+        raise UserError(f"--pictures {options.pictures}: give 0 or more")
+    report(options.run_folders, options.table, options.runs, options.out, options.pictures)
     return 0
 
 

@@ -19,7 +19,8 @@ ALLOWED = {
     "trainers": {"config", "labels", "losses", "data", "nets", "engine", "evaluation"},
     "run": {"config", "labels", "data", "nets", "engine", "evaluation", "trainers"},
     "translate": {"config", "data", "engine", "nets", "run", "trainers"},
-    "cli": {"config", "data", "engine", "evaluation", "run", "translate"},
+    "report": {"config", "engine", "evaluation", "run"},
+    "cli": {"config", "data", "engine", "evaluation", "report", "run", "translate"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -6,7 +6,8 @@ al., "Pyramid Scene Parsing Network", CVPR 2017. Parameter names are torchvision
 key by key.
 
 Differs from the authors' code: the stride of a bottleneck sits in its 3x3 convolution (as in torchvision,
-semseg and mmseg); basic blocks can be dilated too, which torchvision's cannot.
+semseg and mmseg; the authors' place is kept for `stem: caffe`); basic blocks can be dilated too, which
+torchvision's cannot.
 """
 
 from typing import Literal, NamedTuple
@@ -14,10 +15,11 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 Arch = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
-Stem = Literal["torchvision", "semseg", "mmseg"]
+Stem = Literal["torchvision", "caffe", "semseg", "mmseg"]
 
 STEM_WIDTHS: dict[Stem, tuple[int, ...]] = {
     "torchvision": (64,),
+    "caffe": (64,),
     "semseg": (64, 64, 128),
     "mmseg": (32, 32, 64),
 }
@@ -85,6 +87,14 @@ class Bottleneck(nn.Module):
         return self.relu(out)
 
 
+class CaffeBottleneck(Bottleneck):
+    """A bottleneck whose first 1x1 convolution carries the stride."""
+
+    def __init__(self, in_channels: int, width: int, stride: int, strided_dilation: int, dilation: int) -> None:
+        super().__init__(in_channels, width, stride, strided_dilation, dilation)
+        self.conv1.stride, self.conv2.stride = self.conv2.stride, self.conv1.stride
+
+
 ARCHS: dict[Arch, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
@@ -99,9 +109,11 @@ class ResNet(nn.Module):
 
     Args:
         arch: depth.
-        stem: "torchvision" is one 7x7 convolution of stride 2; "semseg" (64, 64, 128 channels) and "mmseg"
-            (32, 32, 64) are three 3x3 convolutions, the first of stride 2. All end in a 3x3 max-pool of
-            stride 2.
+        stem: whose network the weights are of. "torchvision" opens with one 7x7 convolution of stride 2;
+            "semseg" (64, 64, 128 channels) and "mmseg" (32, 32, 64) with three 3x3 convolutions, the first of
+            stride 2. All end in a 3x3 max-pool of stride 2. "mmseg" dilates only the first convolution of a
+            basic block. "caffe" is "torchvision" with the pool's size rounded up and the stride of a
+            bottleneck in its first convolution, as DeepLab's and AdaptSegNet's ResNet-101.
         output_stride: input pixels per feature cell, 8 or 16.
         contract_dilation: the convolution that gave up its stride keeps the dilation of the stage before, as
             in mmseg and torchvision: the features of the undilated network are then a subset of these, so
@@ -121,12 +133,14 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         block, depths = ARCHS[arch]
+        if stem == "caffe" and block is Bottleneck:
+            block = CaffeBottleneck
         self.stem = stem
         self.layer3_channels = 256 * block.expansion
         self.num_features = 512 * block.expansion
 
         widths = STEM_WIDTHS[stem]
-        if stem == "torchvision":
+        if len(widths) == 1:
             self.conv1 = nn.Conv2d(3, widths[0], 7, stride=2, padding=3, bias=False)
             self.bn1 = nn.BatchNorm2d(widths[0])
         else:
@@ -137,12 +151,13 @@ class ResNet(nn.Module):
             self.conv3 = _conv3x3(widths[1], widths[2])
             self.bn3 = nn.BatchNorm2d(widths[2])
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=stem == "caffe")
 
         def stage(in_channels: int, width: int, depth: int, stride: int, dilation: int) -> nn.Sequential:
             contracted = contract_dilation and dilation > 1
-            first = block(in_channels, width, stride, dilation // 2 if contracted else dilation, dilation)
-            rest = [block(width * block.expansion, width, 1, dilation, dilation) for _ in range(depth - 1)]
+            second = 1 if stem == "mmseg" else dilation  # of a basic block's second convolution
+            first = block(in_channels, width, stride, dilation // 2 if contracted else dilation, second)
+            rest = [block(width * block.expansion, width, 1, dilation, second) for _ in range(depth - 1)]
             return nn.Sequential(first, *rest)
 
         dilation3, dilation4 = DILATIONS[output_stride]
@@ -157,9 +172,9 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Features:
         """Features of normalised images x (B, 3, H, W): both outputs are ceil(H / s) x ceil(W / s), s the
-        output stride."""
+        output stride; one row and column more for `stem: caffe` where H and W are multiples of s."""
         x = self.relu(self.bn1(self.conv1(x)))
-        if self.stem != "torchvision":
+        if len(STEM_WIDTHS[self.stem]) > 1:
             x = self.relu(self.bn2(self.conv2(x)))
             x = self.relu(self.bn3(self.conv3(x)))
         x = self.maxpool(x)  # (B, 64 or 128, H/4, W/4)

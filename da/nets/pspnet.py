@@ -180,7 +180,7 @@ class PSPNet(nn.Module):
     branch has one value per channel, which BatchNorm cannot normalise.
 
     The buffers `mean` and `std` (RGB, [0, 1]) belong to the weights and are saved with them, so a checkpoint
-    carries its own input statistics. ImageNet's are the default.
+    carries its own input statistics. ImageNet's are used unless the backbone's file names others.
 
     Args:
         config: the `model:` section.
@@ -209,8 +209,10 @@ class PSPNet(nn.Module):
             _init_head(head)
         if config.bn == "per_domain":
             _split_norms_by_domain(self)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD))
+        imagenet = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        mean, std = self.load_report.statistics or imagenet
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
         self.train()
 
     def forward(self, image: Tensor, domain: Domain = "target") -> Scores:

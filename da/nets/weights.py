@@ -1,7 +1,8 @@
 """Load a backbone or a checkpoint: report what matched, fail on what did not.
 
 Every file is read with `weights_only=True`, and a state dict fits either as a whole or not at all. The one
-thing that may be left over is the ImageNet classifier `fc.*`.
+thing that may be left over is the ImageNet classifier `fc.*`. A backbone file may also hold `mean` and `std`,
+(3,) RGB in [0, 1]: the input statistics that it was trained with, where they are not ImageNet's.
 """
 
 import pickle
@@ -29,11 +30,13 @@ class LoadReport(NamedTuple):
         file: name or path of the file; "none" for random weights.
         tensors: entries of the state dict that were filled, buffers included.
         parameters: trainable values among them.
+        statistics: mean and standard deviation of the input that the file names, None where it names none.
     """
 
     file: str
     tensors: int
     parameters: int
+    statistics: tuple[Tensor, Tensor] | None = None
 
     def text(self) -> str:
         if self.file == "none":
@@ -60,10 +63,11 @@ def load_backbone(backbone: ResNet, weights: str, arch: Arch) -> LoadReport:
         file, state = _torchvision_state(weights, arch)
     else:
         file, state = weights, _local_state(weights)
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    statistics = (state["mean"], state["std"]) if {"mean", "std"} <= state.keys() else None
+    state = {key: value for key, value in state.items() if not key.startswith("fc.") and key not in ("mean", "std")}
     if problems := _fill(backbone, state):
         raise UserError(f"model.weights: {file} does not fit {arch} with model.stem {backbone.stem}: {problems}")
-    return LoadReport(file, len(state), sum(p.numel() for p in backbone.parameters()))
+    return LoadReport(file, len(state), sum(p.numel() for p in backbone.parameters()), statistics)
 
 
 def load_modules(modules: Mapping[str, nn.Module], states: Mapping[str, State], source: str) -> None:

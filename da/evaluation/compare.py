@@ -1,0 +1,258 @@
+"""Finished runs side by side: grouped by protocol, averaged over seeds, set beside published rows."""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from da.config import UserError, difference, flatten, parse_yaml
+from da.evaluation.infer import EvalConfig
+from da.evaluation.published import Published, PublishedRow
+
+BASELINE, ORACLE = "source_only", "oracle"
+FREE_KEYS = ("seed", "name", "experiment", "data.workers", "run.device", "run.pictures")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run folder holds.
+
+    Attributes:
+        config: the resolved settings.
+        summary: of a finished run, else None.
+        lines: of `metrics.jsonl`.
+        results: everything that was scored: the summary, and each `evaluation_*.json`.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    summary: dict[str, Any] | None
+    lines: list[dict[str, Any]]
+    results: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return str(self.config["name"])
+
+    @property
+    def state(self) -> str:
+        """`finished`, or how far an unfinished run came."""
+        if self.summary:
+            return "finished"
+        step = max((int(line["step"]) for line in self.lines), default=0)
+        return f"unfinished, step {step} of {self.config['run']['steps']}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One experiment under one protocol, over its seeds.
+
+    Attributes:
+        scores: by seed, of the last checkpoint, in percent, as `da.evaluation.metrics.scores` names them.
+        best: by seed, mIoU of the checkpoint with the highest validation score.
+        confusion: (19, 19) counts summed over the seeds that were evaluated; None where none was.
+        notes: what a reader must know, such as an unfinished seed.
+    """
+
+    name: str
+    runs: list[Run]
+    scores: dict[int, dict[str, float]]
+    best: dict[int, float]
+    confusion: np.ndarray | None
+    notes: list[str]
+
+    def values(self, key: str) -> list[float]:
+        return [s[key] for _, s in sorted(self.scores.items()) if s.get(key) is not None]
+
+    def mean(self, key: str) -> float | None:
+        return statistics.fmean(self.values(key)) if self.values(key) else None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Everything of one experiment folder that was measured under one protocol, and what was published under it.
+
+    Attributes:
+        protocol: as stored with the results, with defaults filled in.
+        rows: own results: source only first, the oracle last, the others by rising mean.
+        missing: experiments of the folder that have no run.
+        published: rows of the same protocol.
+        others: rows of other protocols; never compared.
+    """
+
+    experiment: str
+    protocol: dict[str, Any]
+    rows: list[Row]
+    missing: list[str] = field(default_factory=list)
+    published: list[PublishedRow] = field(default_factory=list)
+    others: list[PublishedRow] = field(default_factory=list)
+
+    @property
+    def classes(self) -> int:
+        return int(self.protocol["classes"])
+
+    def row(self, name: str) -> Row | None:
+        return next((row for row in self.rows if row.name == name and row.scores), None)
+
+    def gain(self, row: Row, key: str = "mIoU") -> float | None:
+        """Points over source only."""
+        baseline = self.row(BASELINE)
+        own, other = row.mean(key), baseline.mean(key) if baseline else None
+        return None if row is baseline or own is None or other is None else own - other
+
+    def published_of(self, row: Row) -> PublishedRow | None:
+        """The published row, of the same protocol, that this experiment repeats."""
+        return next((p for p in self.published if p.experiment == row.name and p.mean(self.classes) is not None), None)
+
+
+def find_runs(folders: Iterable[Path]) -> list[Run]:
+    """Read run folders; a folder without `config.yaml` is taken for a folder of runs.
+
+    Raises:
+        UserError: a folder that holds no run, or a file that cannot be read.
+    """
+    found: list[Run] = []
+    for folder in folders:
+        inside = (
+            [folder] if (folder / "config.yaml").exists() else sorted(p.parent for p in folder.glob("*/config.yaml"))
+        )
+        if not inside:
+            raise UserError(
+                f"{folder}: no run there (a run folder holds config.yaml); name run folders or their parent"
+            )
+        found += [_read_run(run) for run in inside]
+    return list({run.folder.resolve(): run for run in found}.values())
+
+
+def _read_run(folder: Path) -> Run:
+    config = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
+    summary = _read_json(folder / "summary.json") if (folder / "summary.json").exists() else None
+    evaluations = [_read_json(path) for path in sorted(folder.glob("evaluation_*.json"))]
+    return Run(
+        folder, config, summary, _read_lines(folder / "metrics.jsonl"), [summary, *evaluations] if summary else []
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); delete it and evaluate the run again") from error
+    return found
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a running or killed run, too: one that is cut off is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+def compare(runs: Sequence[Run], published: Published, expected: Sequence[str] = ()) -> list[Block]:
+    """Group runs by experiment folder and protocol.
+
+    `expected` names the experiments that a table should hold; those without a run are listed as missing.
+    """
+    grouped: dict[tuple[str, str], list[tuple[Run, dict[str, Any] | None]]] = defaultdict(list)
+    for run in runs:
+        results: list[dict[str, Any] | None] = [*run.results] or [None]
+        for result in results:
+            if result is None or result["checkpoint"] == "last":
+                grouped[_key(run, result)].append((run, result))
+    names = {run.name for run in runs}
+    blocks: list[Block] = []
+    for (experiment, protocol_text), members in grouped.items():
+        protocol = json.loads(protocol_text)["protocol"]
+        by_name: dict[str, list[tuple[Run, dict[str, Any] | None]]] = defaultdict(list)
+        for run, result in members:
+            by_name[run.name].append((run, result))
+        rows = sorted((_row(name, found) for name, found in by_name.items()), key=_order)
+        here = [p for p in published.rows if p.table == experiment]
+        same = [p for p in here if published.protocols[p.protocol].matches(protocol)]
+        blocks.append(
+            Block(
+                experiment,
+                protocol,
+                rows,
+                [name for name in expected if name not in names] if not blocks else [],
+                same,
+                [p for p in here if p not in same],
+            )
+        )
+    return blocks
+
+
+def _key(run: Run, result: dict[str, Any] | None) -> tuple[str, str]:
+    """What two results must share to stand in one table. The root of the data is a matter of the machine."""
+    val = (result or {}).get("val") or run.config["data"]["val"]
+    protocol = EvalConfig().model_dump(mode="json") | ((result or {}).get("protocol") or run.config["eval"])
+    shared = {"dataset": val["dataset"], "split": val["split"], "protocol": protocol}
+    return str(run.config["experiment"]), json.dumps(shared, sort_keys=True)
+
+
+def _row(name: str, members: list[tuple[Run, dict[str, Any] | None]]) -> Row:
+    scores: dict[int, dict[str, float]] = {}
+    confusions: dict[int, np.ndarray] = {}
+    best: dict[int, float] = {}
+    notes = []
+    runs = list({run.folder: run for run, _ in members}.values())
+    for run, result in members:  # an evaluation stands after the summary and replaces its scores
+        seed = int(run.config["seed"])
+        if result is None:
+            notes.append(f"{name}, seed {seed}: {run.state}")
+            continue
+        scores[seed] = result["scores"]
+        if "best" in result:
+            best[seed] = result["best"]["val/mIoU"]
+        if "confusion" in result:
+            confusions[seed] = np.asarray(result["confusion"], np.int64)
+    for run in runs[1:]:
+        changed = [line for line in difference(runs[0].config, run.config) if not line.startswith(FREE_KEYS)]
+        if changed:
+            notes.append(f"{name}: {run.folder.name} differs from {runs[0].folder.name} in {'; '.join(changed)}")
+    return Row(name, runs, scores, best, sum(confusions.values()) if confusions else None, notes)  # type: ignore[arg-type]
+
+
+def _order(row: Row) -> tuple[int, float]:
+    return {BASELINE: 0, ORACLE: 2}.get(row.name, 1), row.mean("mIoU") or 0.0
+
+
+def ablations(block: Block) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Per trainer with several experiments: its name, the settings that differ, and per experiment their values.
+
+    The last cell of a line is the mean mIoU with its deviation.
+    """
+    tables = []
+    for trainer in dict.fromkeys(str(row.runs[0].config["trainer"]) for row in block.rows):
+        rows = [row for row in block.rows if row.runs[0].config["trainer"] == trainer and row.scores]
+        settings = [flatten(row.runs[0].config) for row in rows]
+        keys = [k for k in dict.fromkeys(k for s in settings for k in s) if not k.startswith(FREE_KEYS)]
+        varied = [k for k in keys if len({json.dumps(s.get(k)) for s in settings}) > 1]
+        if len(rows) > 1 and varied:
+            lines = [
+                [r.name, *(_value(s.get(k)) for k in varied), mean_std(r.values("mIoU"))]
+                for r, s in zip(rows, settings)
+            ]
+            tables.append((trainer, varied, lines))
+    return tables
+
+
+def _value(value: Any) -> str:
+    return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def mean_std(values: Sequence[float]) -> str:
+    """`33.9 ± 0.6`, the sample standard deviation; one value stands alone, none is `-`."""
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread}"

@@ -1,0 +1,78 @@
+"""The report: collect runs, draw a few predictions, and write the tables and the page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from da.config import UserError
+from da.engine import dist
+from da.engine.log import bar, say
+from da.engine.run_files import write_text
+from da.evaluation import page, published, tables
+from da.evaluation.compare import Block, Run, compare, find_runs
+from da.run import checkpoint_path, evaluate, make_stepper, restore, val_samples
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+def report(folders: Sequence[Path], table: str | None, root: Path, out: Path, pictures: int) -> None:
+    """Write `table.md`, `table.csv`, `table.tex` and `index.html` below `out`.
+
+    Args:
+        folders: run folders, or folders of runs; empty for all runs of `table`.
+        table: the experiment folder that the runs belong to; its experiments without a run are listed.
+        root: folder of all runs.
+        out: where to write.
+        pictures: validation images to show under every method.
+
+    Raises:
+        UserError: no runs, runs of another table, or files that cannot be read.
+    """
+    if not folders and table is None:
+        raise UserError("name run folders, or --table with one of " + ", ".join(_known_tables()))
+    runs = find_runs(folders or [root / str(table)])
+    strange = [run for run in runs if table and run.config["experiment"] != table]
+    if strange:
+        raise UserError(f"{strange[0].folder}: a run of {strange[0].config['experiment']}, not of --table {table}")
+    expected = sorted(path.stem for path in (EXPERIMENTS / table).glob("*.yaml")) if table else []
+    literature = published.read()
+    blocks = compare(runs, literature, expected)
+    examples, remarks = draw_examples(blocks[0], pictures) if pictures else ([], [])
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "table.md", tables.markdown(blocks, literature))
+    write_text(out / "table.csv", tables.csv_text(blocks, literature))
+    write_text(out / "table.tex", tables.latex(blocks))
+    write_text(out / "index.html", page.html(blocks, literature, examples, remarks))
+    for text in [*(note for b in blocks for row in b.rows for note in row.notes), *remarks]:
+        say(text)
+    say(f"{len(runs)} runs; wrote {out}/index.html, table.md, table.csv, table.tex")
+
+
+def _known_tables() -> list[str]:
+    return sorted(path.name for path in EXPERIMENTS.iterdir() if path.name not in ("base", "tables"))
+
+
+def draw_examples(block: Block, count: int) -> tuple[list[page.Example], list[str]]:
+    """The first `count` validation images under the first finished seed of every row, and why a row is left out."""
+    found: dict[str, list[list[np.ndarray]]] = {}
+    remarks = []
+    rows = [row for row in block.rows if row.scores]
+    for row in bar(rows, "predictions", len(rows)):
+        run = next(run for run in row.runs if run.summary)
+        try:
+            found[row.name] = predict_examples(run, count)
+        except UserError as error:
+            remarks.append(f"no pictures of {row.name}: {error}")
+    examples: list[page.Example] = []
+    for same in zip(*found.values()):
+        image, _, label = same[0]
+        examples.append(page.Example(image, label, {name: row[1] for name, row in zip(found, same)}))
+    return examples, remarks
+
+
+def predict_examples(run: Run, count: int) -> list[list[np.ndarray]]:
+    """Image, prediction and label of the first `count` validation images, by the last checkpoint of `run`."""
+    config, trainer, _ = restore(checkpoint_path(run.folder, "last"), [f"run.pictures={count}", "data.workers=0"])
+    stepper = make_stepper(trainer, config, dist.pick_device(config.run.device))
+    return evaluate(stepper, config, val_samples(config.data.val, workers=0), limit=count)[1]

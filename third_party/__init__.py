@@ -1,0 +1,1 @@
+"""Bridges from other projects: their checkpoints in this project's form. `da` never imports this package."""
