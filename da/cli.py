@@ -39,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser(
         "evaluate",
         help="score runs or checkpoints on their validation split, side by side",
-        description="Score run folders or checkpoint files on their validation split and print one table.",
+        description="Score run folders or checkpoint files on their validation split and print one table. The result "
+        "is also written beside each run, as evaluation_<checkpoint>[_<protocol>].json.",
     )
     evaluate.add_argument("words", nargs="+", metavar="RUN | key=value", help="run folders or checkpoints; overrides")
     evaluate.add_argument(
@@ -49,6 +50,19 @@ def parser() -> argparse.ArgumentParser:
         help="which one of a run folder (best was chosen with target labels; default: last)",
     )
     evaluate.add_argument("--figure", type=Path, help="also draw image, label and each run's prediction to this PNG")
+    evaluate.add_argument(
+        "--protocol",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="score under named protocols of experiments/tables/protocols.yaml, such as adaptsegnet, dacs, hrda",
+    )
+    evaluate.add_argument(
+        "--export", type=Path, metavar="DIR", help="write every prediction as labelIds PNG (for the server) and colours"
+    )
+    evaluate.add_argument(
+        "--official", action="store_true", help="also score with cityscapesscripts and require the same figures"
+    )
     evaluate.set_defaults(call=_evaluate)
 
     data = commands.add_parser("data", help="check a data set, or render the miniature")
@@ -121,7 +135,16 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise UserError("name a run folder or a checkpoint file")
     if options.figure and options.figure.suffix != ".png":
         raise UserError(f"--figure {options.figure}: give a file name that ends in .png")
-    results = evaluate_runs([Path(r) for r in runs], options.checkpoint, overrides, options.figure)
+    protocols, more = _split(options.protocol)  # overrides may stand among the names
+    results = evaluate_runs(
+        [Path(r) for r in runs],
+        options.checkpoint,
+        [*overrides, *more],
+        options.figure,
+        protocols,
+        options.export,
+        options.official,
+    )
     say(table(results))
     return 0
 
