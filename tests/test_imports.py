@@ -18,7 +18,9 @@ ALLOWED = {
     "evaluation": {"config", "labels"},
     "trainers": {"config", "labels", "losses", "data", "nets", "engine", "evaluation"},
     "run": {"config", "labels", "data", "nets", "engine", "evaluation", "trainers"},
-    "cli": {"config", "data", "engine", "evaluation", "run"},
+    "predict": {"config", "data", "engine", "evaluation", "run"},
+    "export": {"config", "engine", "evaluation", "run", "trainers"},
+    "cli": {"config", "data", "engine", "evaluation", "run", "predict", "export"},
     "__main__": {"cli"},
     "__init__": set(),
 }
