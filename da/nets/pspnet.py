@@ -227,7 +227,7 @@ class PSPNet(nn.Module):
     def scores(self, image: Tensor, domain: Domain = "target") -> Scores:
         """`forward` before upsampling: (B, classes, ceil(H / s), ceil(W / s)), s the output stride, in the
         precision of the convolutions."""
-        self._check_batch(len(image))
+        self._check_batch(image.shape[0])  # len() would fix the batch in an exported graph
         for module in self.modules():
             if isinstance(module, DomainBatchNorm2d):
                 module.domain = domain
