@@ -17,6 +17,9 @@ examples
   python -m da evaluate runs/mini/source_only-seed0 runs/mini/adaptsegnet_multi-seed0 --figure compare.png
   python -m da translate runs/mini/cycada_pixel-seed0 translated
   python -m da report --table mini -o report
+  python -m da evaluate runs/gta2city/adaptsegnet_multi-seed0 --protocol adaptsegnet hrda --official
+  python -m da predict runs/mini/source_only-seed0 photos/ drive.mp4 -o out
+  python -m da export runs/mini/source_only-seed0 segmenter.onnx
   python -m da data check $GTA5_ROOT --as gta5
 """
 
@@ -43,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser(
         "evaluate",
         help="score runs or checkpoints on their validation split, side by side",
-        description="Score run folders or checkpoint files on their validation split and print one table.",
+        description="Score run folders or checkpoint files on their validation split and print one table. The result "
+        "is also written beside each run, as evaluation_<checkpoint>[_<protocol>].json.",
     )
     evaluate.add_argument("words", nargs="+", metavar="RUN | key=value", help="run folders or checkpoints; overrides")
     evaluate.add_argument(
@@ -53,6 +57,19 @@ def parser() -> argparse.ArgumentParser:
         help="which one of a run folder (best was chosen with target labels; default: last)",
     )
     evaluate.add_argument("--figure", type=Path, help="also draw image, label and each run's prediction to this PNG")
+    evaluate.add_argument(
+        "--protocol",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="score under named protocols of experiments/tables/protocols.yaml, such as adaptsegnet, dacs, hrda",
+    )
+    evaluate.add_argument(
+        "--export", type=Path, metavar="DIR", help="write every prediction as labelIds PNG (for the server) and colours"
+    )
+    evaluate.add_argument(
+        "--official", action="store_true", help="also score with cityscapesscripts and require the same figures"
+    )
     evaluate.set_defaults(call=_evaluate)
 
     translate = commands.add_parser(
@@ -86,6 +103,40 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--pictures", type=int, default=4, help="validation images to show (default: 4; 0: none)")
     report.set_defaults(call=_report)
 
+    predict = commands.add_parser(
+        "predict",
+        help="segment pictures, folders, videos and image sequences",
+        description="Segment pictures, folders of them, videos, and image sequences (frames/%%06d.png), each at its "
+        "own size, with a trained checkpoint. An input that cannot be read is named and skipped, and the exit code is "
+        "then 1. Images are resized as in the run's own evaluation; eval.input_size=null leaves them as they are.",
+    )
+    predict.add_argument("run", type=Path, metavar="CHECKPOINT", help="run folder or checkpoint file")
+    predict.add_argument("words", nargs="+", metavar="INPUT | key=value", help="what to segment; eval.* overrides")
+    predict.add_argument("-o", "--out", type=Path, required=True, help="folder for the results and legend.png")
+    predict.add_argument(
+        "--what",
+        nargs="+",
+        choices=("overlay", "color", "labelIds", "probabilities"),
+        default=["overlay"],
+        help="overlay: colours over the picture (default); color: colours alone; labelIds: PNG of Cityscapes ids; "
+        "probabilities: compressed NumPy file",
+    )
+    predict.add_argument("--opacity", type=float, default=0.5, help="of the colours in the overlay (default: 0.5)")
+    predict.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of a run folder")
+    predict.set_defaults(call=_predict)
+
+    export = commands.add_parser(
+        "export",
+        help="write a checkpoint's segmenter as ONNX",
+        description="Write an ONNX file: image (B, 3, H, W), RGB in [0, 1] -> logits (B, 19, H, W). Any batch, any "
+        "size from 32x32 on; it is compared with PyTorch where onnxruntime is installed.",
+    )
+    export.add_argument("run", type=Path, metavar="CHECKPOINT", help="run folder or checkpoint file")
+    export.add_argument("out", type=Path, metavar="OUT.onnx")
+    export.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="fix the size of the image")
+    export.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of a run folder")
+    export.set_defaults(call=_export)
+
     data = commands.add_parser("data", help="check a data set, or render the miniature")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = actions.add_parser(
@@ -104,8 +155,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Exit codes: 0 done, 1 a bug, 2 a mistake the user can mend; of `train` besides: 75 stopped by
-    SIGUSR1 or the time limit, 130 by SIGINT, 143 by SIGTERM, all with the state saved."""
+    """Run one command. Exit codes: 0 done, 1 inputs skipped or a bug, 2 a mistake to mend; of `train` besides:
+    75 stopped by SIGUSR1 or the time limit, 130 by SIGINT, 143 by SIGTERM, all with the state saved."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
     if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(options, "words")):
@@ -190,7 +241,16 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise UserError("name a run folder or a checkpoint file")
     if options.figure and options.figure.suffix != ".png":
         raise UserError(f"--figure {options.figure}: give a file name that ends in .png")
-    results = evaluate_runs([Path(r) for r in runs], options.checkpoint, overrides, options.figure)
+    protocols, more = _split(options.protocol)  # overrides may stand among the names
+    results = evaluate_runs(
+        [Path(r) for r in runs],
+        options.checkpoint,
+        [*overrides, *more],
+        options.figure,
+        protocols,
+        options.export,
+        options.official,
+    )
     say(table(results))
     return 0
 
@@ -213,6 +273,27 @@ def _report(options: argparse.Namespace) -> int:
     if options.pictures < 0:
         raise UserError(f"--pictures {options.pictures}: give 0 or more")
     report(options.run_folders, options.table, options.runs, options.out, options.pictures)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from da.predict import predict
+
+    inputs, overrides = _split(options.words)
+    if not inputs:
+        raise UserError("name a picture, a folder, a video, or a sequence such as frames/%06d.png")
+    if not 0 <= options.opacity <= 1:
+        raise UserError(f"--opacity {options.opacity}: give a number from 0 to 1")
+    skipped = predict(options.run, options.checkpoint, inputs, options.out, options.what, options.opacity, overrides)
+    return 1 if skipped else 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from da.export import export
+
+    if options.size and min(options.size) < 32:
+        raise UserError(f"--size {options.size[0]} {options.size[1]}: give at least 32 32")
+    export(options.run, options.checkpoint, options.out, tuple(options.size) if options.size else None)
     return 0
 
 

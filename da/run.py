@@ -1,7 +1,10 @@
 """One run from its configuration to its summary, and the evaluation of finished or unfinished ones."""
 
+import contextlib
+import functools
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
@@ -10,23 +13,36 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
-from da.config import Tree, UserError, check, flatten, parse_yaml, read_tree
+from da.config import Section, Tree, UserError, check, flatten, parse_yaml, read_tree
 from da.data import cityscapes, folders, gta5
-from da.data.loaders import Batch, Loaded, ValSample, killed_workers_reported, train_batches, val_samples
+from da.data.loaders import (
+    Batch,
+    Loaded,
+    ValSample,
+    killed_workers_reported,
+    resolve_root,
+    train_batches,
+    val_samples,
+)
 from da.engine import checkpoint, dist, lock, run_files
 from da.engine.log import bar, say
 from da.engine.loop import Loop, Scalars
 from da.engine.stepper import Stepper
 from da.engine.stop import StopRequests, seconds
-from da.evaluation import visualize
-from da.evaluation.infer import predict_labels, upsample
+from da.evaluation import official, visualize
+from da.evaluation.infer import EvalConfig, predict_labels, upsample
 from da.evaluation.metrics import ConfusionMatrix, scores
 from da.evaluation.report import table
 from da.nets.generator import quantise
 from da.nets.weights import load_modules
 from da.trainers import base
 
+PROTOCOLS = Path(__file__).parents[1] / "experiments/tables/protocols.yaml"
 EVALUATION_KEYS = ("data.val.", "data.workers", "eval.", "run.device", "run.precision", "run.pictures")
 
 
@@ -150,10 +166,12 @@ def evaluate(
     val: Loaded[ValSample],
     limit: int | None = None,
     watch: Callable[[Iterable[ValSample], int], Iterable[ValSample]] | None = None,
+    keep: Callable[[str, Tensor], None] | None = None,
 ) -> tuple[np.ndarray, list[list[np.ndarray]]]:
     """The (19, 19) confusion matrix over `val`, and `run.pictures` rows of image, prediction and label.
 
-    `watch(val, len(val))` may cut the validation off by an exception.
+    `watch(val, len(val))` may cut the validation off by an exception. `keep` is called with the name and the (H, W)
+    uint8 trainIds of every prediction.
     """
     stepper.agree()
     stepper.eval()
@@ -162,10 +180,15 @@ def evaluate(
     samples = watch(val, len(val)) if watch else islice(val, limit)
     for sample in bar(samples, "validation", limit or len(val)):
         image, label = sample.image.to(stepper.device), sample.label.to(stepper.device)
+        if config.eval.label_size:
+            width, height = config.eval.label_size
+            label = resize(label[None], [height, width], InterpolationMode.NEAREST_EXACT)[0]
         with stepper.autocast():
             height, width = label.shape
             prediction = predict_labels(stepper.trainer.predict, image, (height, width), config.eval)
         matrix.add(label, prediction)
+        if keep:
+            keep(sample.name, prediction)
         if len(pictures) < config.run.pictures:
             row = [visualize.to_picture(image), visualize.colorize(prediction), visualize.colorize(label)]
             pictures.append(row)
@@ -266,40 +289,125 @@ def restore(path: Path, overrides: Sequence[str] = ()) -> tuple[base.Experiment,
     return config, trainer, state["step"]
 
 
-def evaluate_runs(
-    runs: Sequence[Path], which: str, overrides: Sequence[str], figure: Path | None
-) -> list[dict[str, Any]]:
-    """Score checkpoints on their validation split and write `evaluation_<which>.json` beside each.
+class Protocol(Section):
+    """One entry of `experiments/tables/protocols.yaml`."""
 
-    With `figure`, also draw the same validation images under every run: image, label, one prediction per run.
+    eval: EvalConfig  # `classes` stays the run's own where it is not named
+    checkpoint: str  # which checkpoint the published figures come from
+    source: str
+
+
+def read_protocols(names: Sequence[str], path: Path = PROTOCOLS) -> dict[str, Protocol]:
+    """The protocols called `names` of the file `path`.
+
+    Raises:
+        UserError: no such file, a mistake in it, or no such name; the known ones are listed.
     """
+    tree = read_tree([path])
+    for name in names:
+        if name not in tree.values:
+            raise UserError(f"--protocol {name}: not in {path}; known: {', '.join(tree.values)}")
+    found = {}
+    for name in names:
+        entry = Tree()
+        entry.add(tree.values[name], f"{path}: {name}")
+        found[name] = check(Protocol, entry)
+    return found
+
+
+def evaluate_runs(
+    runs: Sequence[Path],
+    which: str,
+    overrides: Sequence[str],
+    figure: Path | None = None,
+    protocols: Sequence[str] = (),
+    export: Path | None = None,
+    compare_official: bool = False,
+) -> list[dict[str, Any]]:
+    """Score checkpoints on their validation split and write `evaluation_<which>[_<protocol>].json` beside each.
+
+    Args:
+        runs: run folders or checkpoint files.
+        which: `last` or `best` of a run folder.
+        overrides: `key=value` settings of the evaluation; they win over a protocol.
+        figure: PNG to draw the same validation images to: image, label, one prediction per result.
+        protocols: names in `experiments/tables/protocols.yaml`; none: as the run's own `eval:` section says.
+        export: folder for every prediction, `<result>/labelIds/*.png` (what the Cityscapes server takes) and
+            `<result>/color/*.png`, where `<result>` is the run's name, with the protocol's where there is one.
+        compare_official: also score the predictions with `cityscapesscripts` and require equal figures.
+
+    Raises:
+        UserError: no such checkpoint or protocol, settings that are part of the run, a missing optional package.
+    """
+    if compare_official:
+        official.evaluator()
+    named = read_protocols(protocols)
     results, columns = [], []
     for run in runs:
         path = checkpoint_path(run, which)
-        config, trainer, step = restore(path, overrides)
-        stepper = make_stepper(trainer, config, dist.pick_device(config.run.device))
-        val = val_samples(config.data.val, workers=config.data.workers)
-        counts, pictures = evaluate(stepper, config, val)
+        own, trainer, step = restore(path, overrides)
+        stepper = make_stepper(trainer, own, dist.pick_device(own.run.device))
+        val = val_samples(own.data.val, workers=own.data.workers)
         name = run.name if run.is_dir() else f"{run.parent.parent.name}/{run.stem}"
         kind = which if run.is_dir() else run.stem
-        results.append(
-            {
-                "run": name,
-                **protocol(config),
-                "checkpoint": kind,
-                "step": step,
-                "scores": {k: v for k, v in scores(counts, config.eval.classes).items() if math.isfinite(v)},
-                "confusion": counts.tolist(),
-            }
-        )
-        columns.append(pictures)
-        target = (run if run.is_dir() else run.parent) / f"evaluation_{kind}.json"
-        run_files.write_text(target, json.dumps(results[-1]) + "\n")
+        for label, chosen in named.items() or [(None, None)]:
+            config = _under_protocol(own, chosen, overrides) if chosen else own
+            with contextlib.ExitStack() as stack:
+                to = export / f"{name.replace('/', '-')}{f'-{label}' if label else ''}" if export else None
+                if compare_official and to is None:
+                    to = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                counts, pictures = evaluate(stepper, config, val, keep=functools.partial(_export, to) if to else None)
+                found = {
+                    "run": name,
+                    **protocol(config),
+                    **({"protocol_name": label, "published_checkpoint": chosen.checkpoint} if chosen else {}),
+                    "checkpoint": kind,
+                    "checkpoint_file": str(path),
+                    "step": step,
+                    "commit": run_files.commit(),
+                    "scores": {k: v for k, v in scores(counts, config.eval.classes).items() if math.isfinite(v)},
+                    "confusion": counts.tolist(),
+                }
+                if compare_official and to:
+                    found["official_mIoU"] = _compare_official(config, to, counts, f"{name} {label or ''}".strip())
+            results.append(found)
+            columns.append(pictures)
+            file = f"evaluation_{kind}{f'_{label}' if label else ''}.json"
+            run_files.write_text((run if run.is_dir() else run.parent) / file, json.dumps(found) + "\n")
     if figure:
         rows = [[r[0][0], r[0][2], *(column[1] for column in r)] for r in zip(*columns)]
-        picture = visualize.grid(rows, ("image", "label", *(r["run"] for r in results)))
+        titles = (" ".join(filter(None, (r["run"], r.get("protocol_name")))) for r in results)
+        picture = visualize.grid(rows, ("image", "label", *titles))
         _write_picture(figure, np.concatenate([picture, visualize.legend(picture.shape[1])]))
     return results
+
+
+def _under_protocol(config: base.Experiment, chosen: Protocol, overrides: Sequence[str]) -> base.Experiment:
+    """`config` with the protocol's whole `eval:` section, and over it the `eval.` settings of the command line."""
+    tree = Tree()
+    tree.add({"classes": config.eval.classes} | chosen.eval.model_dump(mode="json", exclude_unset=True), "protocol")
+    tree.add(read_tree((), overrides).values.get("eval", {}), "command line")
+    return config.model_copy(update={"eval": check(EvalConfig, tree)})
+
+
+def _export(folder: Path, name: str, prediction: Tensor) -> None:
+    trainids = prediction.cpu().numpy()
+    official.save_label_ids(folder / "labelIds" / f"{name}_labelIds.png", trainids)
+    _write_picture(folder / "color" / f"{name}_color.png", visualize.colorize(trainids))
+
+
+def _compare_official(config: base.Experiment, folder: Path, counts: np.ndarray, title: str) -> float:
+    """Score the predictions below `folder` with `cityscapesscripts`, say how they compare, return its mean IoU."""
+    val = config.data.val
+    if val.dataset != "cityscapes" or config.eval.label_size:
+        reason = f"eval.label_size {config.eval.label_size}" if config.eval.label_size else f"dataset {val.dataset}"
+        raise UserError(f"--official: scores Cityscapes' own labelIds files at full resolution, not {reason}")
+    samples = cityscapes.index(resolve_root(val), val.split)
+    predictions = [folder / "labelIds" / f"{s.name}_labelIds.png" for s in samples]
+    found = official.score(predictions, [s.label for s in samples if s.label])
+    for line in official.compare(found, counts):
+        say(f"{title}: {line}")
+    return 100 * found.mean
 
 
 def picture_miniature(root: Path, figure: Path) -> None:
@@ -315,7 +423,5 @@ def picture_miniature(root: Path, figure: Path) -> None:
 
 
 def _write_picture(path: Path, picture: np.ndarray) -> None:
-    from PIL import Image
-
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path)

@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import REPOSITORY, overrides
 
 from da.cli import main
+from da.evaluation.infer import EvalConfig
 
 MINI = str(REPOSITORY / "experiments/mini/source_only.yaml")
 
@@ -38,7 +39,7 @@ def test_train_evaluate_and_call_again(command, tmp_path, capsys):
     names = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "tensorboard", "summary.json"}
     assert names <= {p.name for p in run.iterdir()}
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["protocol"] == {"input_size": None, "align_corners": False, "classes": 19}
+    assert summary["protocol"] == EvalConfig().model_dump(mode="json")
     assert summary["step"] == 4
     assert summary["checkpoint"] == "last"
     assert "mIoU" in capsys.readouterr().out
@@ -159,7 +160,8 @@ def test_evaluate_changes_the_protocol_and_nothing_else(command, capsys, tmp_pat
     assert "run folder" in fails(capsys, "evaluate", "eval.classes=16")
     assert main(["evaluate", str(run), "eval.classes=16", "eval.input_size=[64, 32]"]) == 0
     found = json.loads((run / "evaluation_last.json").read_text())
-    assert found["protocol"] == {"input_size": [64, 32], "align_corners": False, "classes": 16}
+    changed = {"input_size": [64, 32], "classes": 16}
+    assert found["protocol"] == EvalConfig().model_dump(mode="json") | changed
     assert found["scores"]["mIoU"] == found["scores"]["mIoU16"]
 
 

@@ -61,7 +61,8 @@ def test_every_setting_is_read(tmp_path, gta5_root, cityscapes_root, monkeypatch
         reads.add((type(self).__name__, name))
         return plain(self, name)
 
-    configs = [tiny(METHOD_FILES[m], gta5_root, cityscapes_root) for m in base.methods()]
+    optional = ["eval.sliding={crop: [64, 32]}", "eval.crf={radius: 1}"]  # sections that are absent by default
+    configs = [tiny(METHOD_FILES[m], gta5_root, cityscapes_root, *optional) for m in base.methods()]
     monkeypatch.setattr(Section, "__getattribute__", recording, raising=False)
     for config in configs:
         train(config, tmp_path / "runs")

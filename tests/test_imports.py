@@ -20,7 +20,9 @@ ALLOWED = {
     "run": {"config", "labels", "data", "nets", "engine", "evaluation", "trainers"},
     "translate": {"config", "data", "engine", "nets", "run", "trainers"},
     "report": {"config", "engine", "evaluation", "run"},
-    "cli": {"config", "data", "engine", "evaluation", "report", "run", "translate"},
+    "predict": {"config", "data", "engine", "evaluation", "run"},
+    "export": {"config", "engine", "evaluation", "run", "trainers"},
+    "cli": {"config", "data", "engine", "evaluation", "export", "predict", "report", "run", "translate"},
     "__main__": {"cli"},
     "__init__": set(),
 }

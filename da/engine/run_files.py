@@ -39,14 +39,8 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
 
 def describe_environment(folder: Path, device: torch.device) -> None:
     """Write `environment.json`: code, versions, device and command of the newest start."""
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     facts = {
-        "commit": commit or None,
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
@@ -56,6 +50,12 @@ def describe_environment(folder: Path, device: torch.device) -> None:
         "world_size": int(os.environ.get("WORLD_SIZE", 1)),
     }
     write_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
+
+
+def commit() -> str | None:
+    """The commit of the code that runs, with `-dirty` where it was changed; None outside a git checkout."""
+    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def _cpu_name() -> str:

@@ -1,10 +1,11 @@
 """One confusion matrix, and everything that is read from it."""
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from da.labels import IGNORE, NAMES, NUM_CLASSES, SUBSETS
+from da.labels import NAMES, NUM_CLASSES, SUBSETS
 
 
 class ConfusionMatrix:
@@ -21,9 +22,25 @@ class ConfusionMatrix:
         """
         if label.shape != prediction.shape:
             raise ValueError(f"label {tuple(label.shape)} and prediction {tuple(prediction.shape)} differ in shape")
-        valid = label != IGNORE
-        pairs = label[valid].long() * NUM_CLASSES + prediction[valid].long()
-        self.counts += torch.bincount(pairs, minlength=NUM_CLASSES**2).view_as(self.counts)
+        if label.device.type == "cpu":
+            self.counts += torch.from_numpy(_count(label.numpy(), prediction.numpy()))
+            return
+        # ignored pixels, 255, fall behind the last row
+        pairs = label.clamp(max=NUM_CLASSES).int() * NUM_CLASSES + prediction
+        counts = torch.bincount(pairs.flatten(), minlength=NUM_CLASSES * (NUM_CLASSES + 1))
+        self.counts += counts[: NUM_CLASSES**2].view_as(self.counts)
+
+
+def _count(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """The (19, 19) int64 counts of two uint8 maps, by OpenCV's histogram of two bytes: about four times as fast as
+    `bincount`, which wants int64 codes."""
+    counts = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+    rows = max(1, 2**24 // label.shape[1])  # OpenCV returns float32, which counts exactly up to 2 ** 24
+    for start in range(0, len(label), rows):
+        part = [np.ascontiguousarray(a[start : start + rows]) for a in (label, prediction)]
+        limits = [0, NUM_CLASSES] * 2
+        counts += cv2.calcHist(part, [0, 1], None, [NUM_CLASSES] * 2, limits).astype(np.int64)
+    return counts
 
 
 def class_iou(counts: np.ndarray) -> np.ndarray:
@@ -37,10 +54,18 @@ def mean_iou(counts: np.ndarray, classes: int = 19) -> float:
     """Mean IoU over the 19-, 16- or 13-class subset of the *same* matrix, in percent.
 
     A class without labels is left out, also where it was predicted: those predictions already count as errors
-    of the class that was there. Errors into classes outside the subset count too.
+    of the class that was there. Errors into classes outside the subset count too. `official_mean_iou` has the other
+    rule; the two agree wherever every class is labelled, as in Cityscapes' own validation split.
     """
     present = [c for c in SUBSETS[classes] if counts[c].sum() > 0]
     return float(100 * class_iou(counts)[present].mean()) if present else float("nan")
+
+
+def official_mean_iou(counts: np.ndarray) -> float:
+    """Mean IoU over the 19 classes by the rule of the `cityscapesscripts` evaluator, in percent: a class without
+    labels that was predicted on labelled pixels counts as 0, one that was never predicted is left out."""
+    iou = class_iou(counts)
+    return float(100 * np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
 
 
 def scores(counts: np.ndarray, classes: int = 19) -> dict[str, float]:

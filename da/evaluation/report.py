@@ -1,20 +1,17 @@
 """Results as tables on the terminal."""
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from da.evaluation.infer import EvalConfig
 from da.labels import NAMES
 
 
 def describe_protocol(protocol: dict[str, Any]) -> str:
     """One line: what the numbers were measured under."""
-    size = protocol["input_size"]
-    shown = f"{size[0]}x{size[1]}" if size else "own size"
-    return (
-        f"input {shown}, whole image, single scale, logits upsampled (align_corners "
-        f"{str(protocol['align_corners']).lower()}) to full-resolution labels, mean over {protocol['classes']} classes"
-    )
+    return EvalConfig.model_validate_json(json.dumps(protocol)).describe()
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -27,7 +24,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     keys = figures + [f"IoU/{name}" for name in NAMES]
     names = ["", "", *figures, *NAMES]
     cells = [[_cell(r["scores"].get(k)) for k in keys] for r in results]
-    columns = [[r["run"], f"{r['checkpoint']}, step {r['step']}", *c] for r, c in zip(results, cells)]
+    columns = [[_name(r), f"{r['checkpoint']}, step {r['step']}", *c] for r, c in zip(results, cells)]
     widths = [max(map(len, column)) for column in [names, *columns]]
     lines = []
     for row in zip(names, *columns):
@@ -42,6 +39,11 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     if any(r["checkpoint"] == "best" for r in results):
         lines.append("`best` is the checkpoint with the highest validation score: it was chosen with target labels.")
     return "\n".join(lines)
+
+
+def _name(result: dict[str, Any]) -> str:
+    """The run, and the named protocol where it was scored under one."""
+    return " ".join(filter(None, (result["run"], result.get("protocol_name"))))
 
 
 def _cell(value: float | None) -> str:

@@ -21,6 +21,11 @@ def colorize(label: Tensor | np.ndarray) -> np.ndarray:
     return PALETTE[np.asarray(label.cpu() if isinstance(label, Tensor) else label)]
 
 
+def overlay(picture: np.ndarray, colors: np.ndarray, opacity: float) -> np.ndarray:
+    """Two (H, W, 3) uint8 pictures mixed: `colors` with the weight `opacity` (0 to 1), `picture` with the rest."""
+    return cv2.addWeighted(colors, opacity, picture, 1 - opacity, 0)
+
+
 def entropy_map(logits: Tensor) -> np.ndarray:
     """(C, H, W) logits -> (H, W, 3) RGB heat map of the entropy of softmax, divided by ln C (so 0 to 1)."""
     log_p = logits.float().log_softmax(0)

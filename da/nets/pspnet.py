@@ -243,7 +243,7 @@ class PSPNet(nn.Module):
 
     def features(self, image: Tensor, domain: Domain = "target") -> Features:
         """What the heads see, at the output stride: the first half of `scores`."""
-        self._check_batch(len(image))
+        self._check_batch(image.shape[0])  # len() would fix the batch in an exported graph
         for module in self.modules():
             if isinstance(module, DomainBatchNorm2d):
                 module.domain = domain

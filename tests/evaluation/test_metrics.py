@@ -70,3 +70,24 @@ def test_nothing_labelled_is_nan_not_zero():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="differ in shape"):
         matrix([[0, 1]], [[0]])
+
+
+def test_fast_count_equals_bincount_of_pairs():
+    g = torch.Generator().manual_seed(1)
+    label = torch.randint(0, 19, (70, 50), generator=g, dtype=torch.uint8)
+    label[torch.rand(70, 50, generator=g) < 0.2] = 255
+    prediction = torch.randint(0, 19, (70, 50), generator=g, dtype=torch.uint8)
+    valid = label != 255
+    pairs = label[valid].long() * 19 + prediction[valid]
+    found = ConfusionMatrix()
+    found.add(label.T, prediction.T)  # not contiguous
+    assert torch.equal(found.counts, torch.bincount(pairs, minlength=361).view(19, 19))
+    assert found.counts.dtype == torch.int64
+
+
+def test_counts_beyond_float_precision_are_exact():
+    ones = torch.zeros(2**12 + 1, 2**12, dtype=torch.uint8)
+    ones[0, 0] = 1
+    found = ConfusionMatrix()
+    found.add(ones, ones)
+    assert found.counts[0, 0] == 2**24 + 2**12 - 1

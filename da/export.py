@@ -1,0 +1,116 @@
+"""A checkpoint's segmenter as an ONNX file."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from da import run
+from da.config import UserError
+from da.engine.log import say
+from da.evaluation.infer import upsample
+from da.trainers.base import Trainer
+
+TOLERANCE = 1e-3  # of logits, relative to the largest: other kernels, other rounding
+
+
+class _WholeImage(nn.Module):
+    """RGB in [0, 1], (B, 3, H, W) -> logits (B, 19, H, W), as the evaluation of a whole image makes them."""
+
+    def __init__(self, trainer: Trainer, align_corners: bool) -> None:
+        super().__init__()
+        self.segmenter = trainer.segmenter
+        self.predict, self.align_corners = trainer.predict, align_corners
+
+    def forward(self, image: Tensor) -> Tensor:
+        return upsample(self.predict(image), (image.shape[-2], image.shape[-1]), self.align_corners)
+
+
+class _MatrixPool(nn.Module):
+    """`nn.AdaptiveAvgPool2d` as two products with averaging matrices made from the input's size, which ONNX can
+    compute for a size that is not known beforehand."""
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self._matrix(x.shape[-2], x), self._matrix(x.shape[-1], x)
+        return rows @ x @ columns.transpose(0, 1)
+
+    def _matrix(self, size: int, like: Tensor) -> Tensor:
+        """(bins, size): row i averages the places floor(i size / bins) to ceil((i + 1) size / bins)."""
+        place = torch.arange(size, device=like.device)
+        number = torch.arange(self.bins, device=like.device)[:, None]
+        inside = (place * self.bins > number * size - self.bins) & (place * self.bins < (number + 1) * size)
+        inside = inside.to(like.dtype)
+        return inside / inside.sum(1, keepdim=True)
+
+
+def export(checkpoint: Path, which: str, out: Path, size: tuple[int, int] | None) -> None:
+    """Write `out`: input `image` (B, 3, H, W) float32 RGB in [0, 1], output `logits` (B, 19, H, W) float32.
+
+    The batch is dynamic; height and width too, unless `size` (width, height) fixes them. Where onnxruntime is
+    installed the file is run and must give PyTorch's logits.
+
+    Raises:
+        UserError: the optional packages are absent, the checkpoint is wrong, or `out` cannot be written.
+        RuntimeError: the file gives other logits than PyTorch.
+    """
+    try:
+        import onnxscript  # noqa: F401  torch.onnx needs it and says so in a page of text
+    except ImportError as error:
+        raise UserError(f"export: needs onnxscript ({error}); install it with: pip install 'da[onnx]'") from error
+    config, trainer, step = run.restore(run.checkpoint_path(checkpoint, which))
+    model = _WholeImage(trainer, config.eval.align_corners).eval()
+    width, height = size or (256, 128)
+    image = torch.rand(2, 3, height, width)
+    other = torch.rand(3, 3, *(size[::-1] if size else (139, 215)))  # another batch, and another size where it may vary
+    with torch.no_grad():
+        expected = model(other)
+    _replace_pools(model)
+    dynamic: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if size is None:
+        dynamic |= {2: torch.export.Dim("height", min=32), 3: torch.export.Dim("width", min=32)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's advice on its own exporter
+        torch.onnx.export(
+            model,
+            (image,),
+            str(out),
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes={"image": dynamic},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    sizes = f"{width}x{height}" if size else "any size"
+    say(f"{out}: segmenter of {checkpoint}, step {step}, {sizes}, {out.stat().st_size / 2**20:.1f} MiB")
+    _check(out, other, expected)
+
+
+def _replace_pools(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.AdaptiveAvgPool2d) and isinstance(child.output_size, int):
+            setattr(module, name, _MatrixPool(child.output_size))
+        else:
+            _replace_pools(child)
+
+
+def _check(path: Path, image: Tensor, expected: Tensor) -> None:
+    try:
+        import onnxruntime
+    except ImportError:
+        say("not compared with PyTorch: onnxruntime is not installed")
+        return
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"image": image.numpy()})[0]
+    difference = float(np.abs(found - expected.numpy()).max())
+    if difference > TOLERANCE * float(expected.abs().max()):
+        raise RuntimeError(f"{path}: onnxruntime's logits differ from PyTorch's by up to {difference:.3g}")
+    say(f"onnxruntime {onnxruntime.__version__}: logits differ from PyTorch's by at most {difference:.2g}")

@@ -1,0 +1,231 @@
+"""Segment pictures, folders of them, videos and image sequences with a trained checkpoint."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from da import run
+from da.config import UserError
+from da.data.folders import DECODE_ERRORS
+from da.engine import dist
+from da.engine.log import bar, say
+from da.engine.stepper import Stepper
+from da.evaluation import visualize
+from da.evaluation.infer import EvalConfig, predict_labels, predict_probabilities
+from da.evaluation.official import save_label_ids
+
+Kind = Literal["overlay", "color", "labelIds", "probabilities"]
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+SEQUENCE_RATE = 25.0  # frames per second of the video made from an image sequence
+
+
+class _Unreadable(Exception):
+    """Why an input cannot be read; it is named and skipped."""
+
+
+class _Job(NamedTuple):
+    name: str  # of the results, below the output folder
+    path: Path  # picture, video, or pattern of an image sequence
+    frames: bool  # of the latter two
+
+
+def predict(
+    checkpoint: Path,
+    which: str,
+    inputs: Sequence[str],
+    out: Path,
+    kinds: Sequence[Kind],
+    opacity: float,
+    overrides: Sequence[str] = (),
+) -> list[str]:
+    """Write the predictions for `inputs` below `out`, at the inputs' own sizes, and `legend.png`.
+
+    A picture `a.jpg` gives `a_<kind>.png` (probabilities: `a_probabilities.npz`, array `probabilities` (19, H, W)
+    float16). A video or sequence gives the videos `a_overlay.mp4` and `a_color.mp4`, and a folder `a/` of one file per
+    frame for the other kinds, which a video would falsify.
+
+    Args:
+        checkpoint: run folder or checkpoint file; `which` is `last` or `best` of a folder.
+        inputs: pictures, folders (searched with all below them), videos, or sequences such as `frames/%06d.png`.
+        opacity: of the colours over the picture, 0 to 1.
+        overrides: `eval.` settings and the device; without them the run's own protocol decides the input size.
+
+    Returns:
+        One line for each input that could not be read.
+
+    Raises:
+        UserError: a folder holds no picture, or a setting or the checkpoint is wrong.
+    """
+    config, trainer, step = run.restore(run.checkpoint_path(checkpoint, which), overrides)
+    stepper = run.make_stepper(trainer, config, dist.pick_device(config.run.device))
+    stepper.eval()
+    jobs = list(_unique(job for text in inputs for job in _jobs(text, out)))
+    out.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(visualize.legend()).save(out / "legend.png")
+    say(f"{checkpoint}, step {step}, on {stepper.device}: {len(jobs)} inputs; {config.eval.describe()}")
+    skipped = []
+    for job in bar(jobs, "inputs", len(jobs)):
+        try:
+            if job.frames:
+                _video(stepper, config.eval, job, out, kinds, opacity)
+            else:
+                results = _segment(stepper, config.eval, read_picture(job.path), kinds, opacity)
+                for kind, result in results.items():
+                    _save(out / f"{job.name}_{kind}", kind, result)
+        except _Unreadable as error:
+            skipped.append(f"skipped {job.path}: {error}")
+            say(skipped[-1])
+    say(f"{len(jobs) - len(skipped)} of {len(jobs)} inputs segmented; results and legend.png in {out}")
+    return skipped
+
+
+def _jobs(text: str, out: Path) -> Iterator[_Job]:
+    path = Path(text)
+    if path.is_dir():
+        found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in PICTURES + VIDEOS and p.is_file()]
+        found = [p for p in found if out.resolve() not in p.resolve().parents]  # results of an earlier call
+        if not found:
+            raise UserError(f"{path}: no picture or video in this folder; known are {', '.join(PICTURES + VIDEOS)}")
+        for file in found:
+            yield _Job(str(file.relative_to(path).with_suffix("")), file, file.suffix.lower() in VIDEOS)
+    elif "%" in path.name and not path.exists():
+        yield _Job(re.sub(r"%\d*d", "", path.stem).strip("_-. ") or path.parent.name or "sequence", path, True)
+    else:
+        yield _Job(path.stem, path, path.suffix.lower() in VIDEOS)
+
+
+def _unique(jobs: Iterator[_Job]) -> Iterator[_Job]:
+    """The jobs with a number added to every name that was taken before."""
+    taken: set[str] = set()
+    for job in jobs:
+        name, number = job.name, 1
+        while name in taken:
+            number += 1
+            name = f"{job.name}-{number}"
+        taken.add(name)
+        yield job._replace(name=name)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A picture as (H, W, 3) uint8 RGB, upright: grey is repeated, transparency dropped, 16 bits brought to 8.
+
+    Raises:
+        _Unreadable: missing, truncated, or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16-bit grey, which `convert` would clip
+                grey = np.asarray(upright).clip(0, 65535)
+                return np.repeat((grey // 256 if grey.max() > 255 else grey).astype(np.uint8)[..., None], 3, 2)
+            return np.array(upright.convert("RGB"))
+    except DECODE_ERRORS as error:
+        raise _Unreadable(getattr(error, "strerror", None) or str(error)) from error
+
+
+def _segment(
+    stepper: Stepper, config: EvalConfig, picture: np.ndarray, kinds: Sequence[Kind], opacity: float
+) -> dict[Kind, np.ndarray]:
+    """The asked-for results for (H, W, 3) uint8 RGB, all of height H and width W."""
+    image = torch.from_numpy(picture).permute(2, 0, 1).to(stepper.device)
+    size = (picture.shape[0], picture.shape[1])
+    found: dict[Kind, np.ndarray] = {}
+    with stepper.autocast():
+        if "probabilities" in kinds:
+            found["probabilities"] = predict_probabilities(stepper.trainer.predict, image, size, config).numpy()
+        if set(kinds) - {"probabilities"}:
+            labels = predict_labels(stepper.trainer.predict, image, size, config).cpu().numpy()
+    if "labelIds" in kinds:
+        found["labelIds"] = labels
+    if "color" in kinds:
+        found["color"] = visualize.colorize(labels)
+    if "overlay" in kinds:
+        found["overlay"] = visualize.overlay(picture, visualize.colorize(labels), opacity)
+    return found
+
+
+def _save(stem: Path, kind: Kind, result: np.ndarray) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    path = stem.with_name(stem.name + (".npz" if kind == "probabilities" else ".png"))
+    if kind == "probabilities":
+        np.savez_compressed(path, probabilities=result)
+    elif kind == "labelIds":
+        save_label_ids(path, result)
+    else:
+        Image.fromarray(result).save(path)
+
+
+def _video(stepper: Stepper, config: EvalConfig, job: _Job, out: Path, kinds: Sequence[Kind], opacity: float) -> None:
+    frames, rate, total = _sequence(job.path) if "%" in job.path.name and not job.path.exists() else _open(job.path)
+    writers: dict[Kind, Any] = {}
+    count = 0
+    try:
+        for count, frame in enumerate(bar(frames, job.path.name, total), 1):
+            for kind, result in _segment(stepper, config, frame, kinds, opacity).items():
+                if kind in ("labelIds", "probabilities"):
+                    _save(out / job.name / f"{count:06d}_{kind}", kind, result)
+                    continue
+                if kind not in writers:
+                    writers[kind] = _writer(out / f"{job.name}_{kind}.mp4", rate, frame.shape[1], frame.shape[0])
+                writers[kind].write(cv2.cvtColor(result, cv2.COLOR_RGB2BGR))
+    finally:
+        for writer in writers.values():
+            writer.release()
+    if not count:
+        raise _Unreadable("no frame in it can be decoded")
+
+
+def _open(path: Path) -> tuple[Iterator[np.ndarray], float, int | None]:
+    """A video's frames (H, W, 3) RGB, their number per second, and how many there are said to be."""
+    if not path.is_file():
+        raise _Unreadable("No such file or directory")
+    capture = cv2.VideoCapture(str(path))
+    if not capture.isOpened():
+        raise _Unreadable("OpenCV cannot open it as a video")
+
+    def frames() -> Iterator[np.ndarray]:
+        while True:
+            there, frame = capture.read()
+            if not there:
+                capture.release()
+                return
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+    total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    return frames(), capture.get(cv2.CAP_PROP_FPS) or SEQUENCE_RATE, total if total > 0 else None
+
+
+def _sequence(pattern: Path) -> tuple[Iterator[np.ndarray], float, int]:
+    """The frames of a sequence such as `frames/%06d.png` by their numbers, all of the first one's size."""
+    before, number, after = re.split(r"(%\d*d)", pattern.name, maxsplit=1) if "%" in pattern.name else ("", "", "")
+    form = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
+    there = pattern.parent.iterdir() if number and pattern.parent.is_dir() else ()
+    numbered = [(int(match[1]), path) for path in there if (match := form.fullmatch(path.name))]
+    if not numbered:
+        raise _Unreadable("no file of this numbered form")
+    pictures = [path for _, path in sorted(numbered)]
+    first = read_picture(pictures[0])
+    height, width = first.shape[:2]
+
+    def frames() -> Iterator[np.ndarray]:
+        for path in pictures:
+            picture = read_picture(path)
+            yield picture if picture.shape == first.shape else cv2.resize(picture, (width, height))
+
+    return frames(), SEQUENCE_RATE, len(pictures)
+
+
+def _writer(path: Path, rate: float, width: int, height: int) -> Any:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoder: Callable[..., int] = cv2.VideoWriter_fourcc  # type: ignore[attr-defined, unused-ignore]
+    writer = cv2.VideoWriter(str(path), encoder(*"mp4v"), rate, (width, height))
+    if not writer.isOpened():
+        raise UserError(f"{path}: OpenCV cannot write MPEG-4 video here; ask for --what labelIds instead")
+    return writer

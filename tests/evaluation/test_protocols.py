@@ -1,0 +1,104 @@
+"""Named protocols, exported predictions, and the official evaluator's figures."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tiny import tiny
+
+from da.cli import main
+from da.evaluation import official
+from da.evaluation.metrics import ConfusionMatrix, mean_iou, official_mean_iou
+from da.labels import CLASSES, TRAIN_TO_CITYSCAPES
+from da.run import PROTOCOLS, evaluate_runs, read_protocols, train
+
+
+@pytest.fixture
+def run(tmp_path, gta5_root, cityscapes_root):
+    return train(tiny("source_only", gta5_root, cityscapes_root, "eval.classes=13"), tmp_path / "runs")
+
+
+def test_every_shipped_protocol_is_valid():
+    names = list(yaml.safe_load(PROTOCOLS.read_text()))
+    assert {"adaptsegnet", "fda", "dacs", "full_resolution", "hrda"} <= set(names)
+    found = read_protocols(names)
+    assert found["fda"].eval.input_size == (1344, 576)
+    assert found["dacs"].eval.label_size == (1024, 512)
+    assert found["hrda"].eval.sliding.crop == (1024, 1024)
+
+
+def test_one_command_scores_under_several_protocols(run, capsys):
+    protocols = ["--protocol", "hrda", "dacs", "eval.flip=true"]
+    assert main(["evaluate", str(run), *protocols, "eval.input_size=[64, 32]"]) == 0
+    assert "NOT COMPARABLE" in capsys.readouterr().out
+    for name in ("hrda", "dacs"):
+        found = json.loads((run / f"evaluation_last_{name}.json").read_text())
+        assert found["protocol_name"] == name
+        assert found["published_checkpoint"]
+        assert found["checkpoint"] == "last"
+        assert found["checkpoint_file"].endswith("last.pt")
+        assert found["seed"] == 0
+        assert "commit" in found
+        assert found["protocol"]["input_size"] == [64, 32]  # the command line wins
+        assert found["protocol"]["flip"] is True
+        assert found["protocol"]["classes"] == 13  # not named by the protocol: the run's own
+    labelled = np.sum(found["confusion"])
+    assert found["protocol"]["label_size"] == [1024, 512]
+    assert labelled > 3 * 96 * 48  # counted at the label size of dacs
+    assert main(["evaluate", str(run), "--protocol", "nobody"]) == 2
+    assert "known: adaptsegnet" in capsys.readouterr().err
+
+
+def test_exported_predictions_hold_the_scores(run, tmp_path, cityscapes_root):
+    (result,) = evaluate_runs([run], "last", [], export=tmp_path / "out")
+    folder = tmp_path / "out" / run.name
+    matrix = np.zeros((256, 256), np.int64)
+    files = sorted((folder / "labelIds").iterdir())
+    assert [p.name for p in files][0] == "frankfurt_000000_000019_labelIds.png"
+    for path in files:
+        stem = path.name.removesuffix("_labelIds.png")
+        (label,) = (cityscapes_root / "gtFine/val").glob(f"*/{stem}_gtFine_labelIds.png")
+        np.add.at(matrix, (np.asarray(Image.open(label)), np.asarray(Image.open(path))), 1)
+        assert (folder / "color" / f"{stem}_color.png").exists()
+    ids = [c.cityscapes_id for c in CLASSES]
+    assert matrix[np.ix_(ids, ids)].tolist() == result["confusion"]
+
+
+def test_official_scores_agree(run, capsys):
+    pytest.importorskip("cityscapesscripts")
+    assert main(["evaluate", str(run), "--official"]) == 0
+    assert "cityscapesscripts: mIoU" in capsys.readouterr().out
+    found = json.loads((run / "evaluation_last.json").read_text())
+    assert found["official_mIoU"] == pytest.approx(official_mean_iou(np.array(found["confusion"])), abs=1e-9)
+    assert main(["evaluate", str(run), "--official", "eval.label_size=[48, 24]"]) == 2
+
+
+def test_official_rule_for_classes_without_labels(tmp_path):
+    """A predicted class without labels is a zero for them and left out here; never seen, it is left out by both."""
+    pytest.importorskip("cityscapesscripts")
+    label, prediction = np.zeros((4, 8), np.uint8), np.zeros((4, 8), np.uint8)
+    label[:, 4:], prediction[:, 4:], prediction[0, 0] = 10, 10, 14
+    official.save_label_ids(tmp_path / "prediction.png", prediction)
+    Image.fromarray(TRAIN_TO_CITYSCAPES[label]).save(tmp_path / "label.png")
+    found = official.score([tmp_path / "prediction.png"], [tmp_path / "label.png"])
+    matrix = ConfusionMatrix()
+    matrix.add(torch.from_numpy(label), torch.from_numpy(prediction))
+    counts = matrix.counts.numpy()
+    assert 100 * found.mean == pytest.approx(100 * (15 / 16 + 1 + 0) / 3)
+    assert official_mean_iou(counts) == pytest.approx(100 * found.mean)
+    assert mean_iou(counts) == pytest.approx(100 * (15 / 16 + 1) / 2)
+    assert any("classes without labels" in line for line in official.compare(found, counts))
+    counts[0, 0] -= 1
+    with pytest.raises(RuntimeError, match="cityscapesscripts finds"):
+        official.compare(found, counts)
+
+
+def test_missing_evaluator_is_one_line(run, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cityscapesscripts", None)
+    monkeypatch.setitem(sys.modules, "cityscapesscripts.evaluation", None)
+    assert main(["evaluate", str(run), "--official"]) == 2
+    assert "pip install cityscapesscripts" in capsys.readouterr().err

@@ -1,0 +1,52 @@
+"""The ONNX file gives PyTorch's logits at any batch and size."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny
+
+from da.cli import main
+from da.evaluation.infer import upsample
+from da.export import _MatrixPool
+from da.run import checkpoint_path, restore, train
+
+
+@pytest.fixture
+def run(tmp_path, gta5_root, cityscapes_root):
+    return train(tiny("source_only", gta5_root, cityscapes_root, "run.steps=1"), tmp_path / "runs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [None, (96, 64)])
+def test_logits_equal(size, run, tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "model.onnx"
+    assert main(["export", str(run), str(out), *(["--size", *map(str, size)] if size else [])]) == 0
+    assert "logits differ" in capsys.readouterr().out
+    _, trainer, _ = restore(checkpoint_path(run, "last"))
+    trainer.segmenter.eval()
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    for batch, height, width in ((1, 64, 96), (3, 64, 96), *([] if size else [(2, 71, 133)])):
+        image = torch.rand(batch, 3, height, width)
+        with torch.no_grad():
+            expected = upsample(trainer.predict(image), (height, width)).numpy()
+        (found,) = session.run(None, {"image": image.numpy()})
+        assert found.shape == (batch, 19, height, width)
+        assert np.abs(found - expected).max() < 1e-4 * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 6])
+def test_pooling_by_matrices_is_adaptive_pooling(bins):
+    for height, width in ((6, 7), (13, 29), (64, 128)):
+        x = torch.rand(2, 3, height, width)
+        assert torch.allclose(_MatrixPool(bins)(x), torch.nn.AdaptiveAvgPool2d(bins)(x), atol=1e-6)
+
+
+def test_missing_package_is_one_line(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert main(["export", str(run), str(tmp_path / "model.onnx")]) == 2
+    assert "pip install" in capsys.readouterr().err
+    assert main(["export", str(run), str(tmp_path / "model.onnx"), "--size", "8", "8"]) == 2

@@ -1,0 +1,113 @@
+"""`predict`: pictures of every kind, videos and sequences in, results at their own sizes out."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny
+
+from da.cli import main
+from da.labels import TRAIN_TO_CITYSCAPES
+from da.predict import read_picture
+from da.run import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from conftest import PALETTE, draw_label, save_palette_png, save_png
+
+    folder = tmp_path_factory.mktemp("predict")
+    label = draw_label(1, 96, 54)
+    for n in (1, 2):
+        save_png(folder / f"gta5/images/{n:05d}.png", PALETTE[label])
+        save_palette_png(folder / f"gta5/labels/{n:05d}.png", TRAIN_TO_CITYSCAPES[label])
+    root = folder / "cityscapes"
+    save_png(root / "leftImg8bit/val/ulm/ulm_000000_000019_leftImg8bit.png", PALETTE[label])
+    save_png(root / "gtFine/val/ulm/ulm_000000_000019_gtFine_labelIds.png", TRAIN_TO_CITYSCAPES[label])
+    return train(tiny("source_only", folder / "gta5", root, "run.steps=1"), folder / "runs")
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+
+
+def test_every_kind_of_picture_is_read(tmp_path, photo):
+    grey = photo[..., 0]
+    Image.fromarray(photo).save(tmp_path / "rgb.png")
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(np.dstack([photo, grey])).save(tmp_path / "rgba.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "grey16.png")
+    cv2.imwrite(str(tmp_path / "rgb16.png"), cv2.cvtColor(photo, cv2.COLOR_RGB2BGR).astype(np.uint16) * 257)
+    repeated = np.repeat(grey[..., None], 3, 2)
+    expected = {"rgb": photo, "grey": repeated, "rgba": photo, "grey16": repeated, "rgb16": photo}
+    for name, wanted in expected.items():
+        assert np.array_equal(read_picture(tmp_path / f"{name}.png"), wanted), name
+
+
+def test_folder_results_and_skipped_inputs(run, tmp_path, photo, capsys):
+    images, out = tmp_path / "in", tmp_path / "in/out"
+    (images / "sub").mkdir(parents=True)
+    Image.fromarray(photo).save(images / "a.png")
+    Image.fromarray(photo[:33, :51]).save(images / "sub/a.jpg")
+    Image.fromarray(photo[:20]).save(images / "a.jpg")  # the same name as a.png but for the suffix
+    (images / "notes.txt").write_text("no picture")
+    kinds = ["overlay", "color", "labelIds", "probabilities"]
+    assert main(["predict", str(run), str(images), "-o", str(out), "--what", *kinds]) == 0
+    assert (out / "legend.png").exists()
+    first, second = np.load(out / "a_probabilities.npz"), np.load(out / "a-2_probabilities.npz")
+    assert {first["probabilities"].shape, second["probabilities"].shape} == {(19, 40, 56), (19, 20, 56)}
+    assert Image.open(out / "sub/a_overlay.png").size == (51, 33)
+    ids = np.asarray(Image.open(out / "sub/a_labelIds.png"))
+    probabilities = np.load(out / "sub/a_probabilities.npz")["probabilities"].astype(np.float32)
+    assert np.allclose(probabilities.sum(0), 1, atol=0.01)
+    assert (ids == TRAIN_TO_CITYSCAPES[probabilities.argmax(0)]).mean() > 0.99  # float16 makes ties
+
+    (images / "broken.png").write_bytes((images / "a.png").read_bytes()[:60])
+    (images / "broken.mp4").write_bytes(b"no video")
+    capsys.readouterr()
+    words = [str(images), str(tmp_path / "absent.png"), "-o", str(out)]  # `out` lies in the folder: not read again
+    assert main(["predict", str(run), *words]) == 1
+    told = capsys.readouterr().out
+    for name in ("broken.png", "broken.mp4", "absent.png"):
+        assert f"{name}: " in told
+    assert "3 of 6 inputs" in told
+
+
+def test_opacity_mixes_colors_and_picture(run, tmp_path, photo):
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    found = {}
+    for opacity in ("0", "1"):
+        out = tmp_path / opacity
+        command = ["predict", str(run), str(tmp_path / "a.png"), "-o", str(out), "--opacity", opacity]
+        assert main([*command, "--what", "overlay", "color"]) == 0
+        found[opacity] = np.asarray(Image.open(out / "a_overlay.png"))
+    assert np.array_equal(found["0"], photo)
+    assert np.array_equal(found["1"], np.asarray(Image.open(tmp_path / "1/a_color.png")))
+    assert main([*command[:-1], "2"]) == 2
+
+
+@pytest.mark.parametrize("form", ["video", "sequence"])
+def test_videos_and_sequences(form, run, tmp_path, photo):
+    name = tmp_path / ("drive.mp4" if form == "video" else "drive_%03d.png")
+    if form == "video":
+        writer = cv2.VideoWriter(str(name), cv2.VideoWriter_fourcc(*"mp4v"), 12, (56, 40))
+        for _ in range(5):
+            writer.write(photo)
+        writer.release()
+    else:
+        for n in (1, 2, 10, 3, 4):
+            Image.fromarray(photo).save(str(name) % n)
+    out = tmp_path / "out"
+    assert main(["predict", str(run), str(name), "-o", str(out), "--what", "overlay", "labelIds"]) == 0
+    capture = cv2.VideoCapture(str(out / "drive_overlay.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 5
+    assert capture.get(cv2.CAP_PROP_FPS) == (12 if form == "video" else 25)
+    assert capture.read()[1].shape == (40, 56, 3)
+    assert [p.name for p in sorted((out / "drive").iterdir())] == [f"{n:06d}_labelIds.png" for n in range(1, 6)]
+
+
+def test_nothing_to_do_is_said(run, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(["predict", str(run), str(tmp_path / "empty"), "-o", str(tmp_path / "out")]) == 2
+    assert "no picture or video" in capsys.readouterr().err
