@@ -11,7 +11,8 @@ ROOT = Path(da.__file__).parent
 ALLOWED = {
     "labels": set(),
     "config": set(),
-    "losses": {"config", "labels"},
+    "kernels": {"labels"},
+    "losses": {"config", "labels", "kernels"},
     "data": {"config", "labels"},
     "nets": {"config", "labels"},
     "engine": {"config", "labels"},
