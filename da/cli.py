@@ -86,6 +86,19 @@ def parser() -> argparse.ArgumentParser:
     cache.add_argument("--images-only", action="store_true", help="leave labels unread, as for a target domain")
     cache.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     cache.set_defaults(call=_cache)
+
+    bench = commands.add_parser(
+        "bench",
+        help="time the project's fast ways against the usual ones on this machine",
+        description="Compare variants in turns and print minimum, median and maximum. Ratios within one run count; "
+        "run it on a quiet machine. Rows of other packages appear where these are installed.",
+    )
+    bench.add_argument("part", nargs="?", choices=("step", "loss", "data", "eval", "all"), default="all")
+    bench.add_argument("--rounds", type=int, default=5, help="turns of each variant (default: 5)")
+    bench.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    bench.add_argument("--small", action="store_true", help="tiny sizes, only to see that it works")
+    bench.add_argument("--json", type=Path, default=Path("bench.json"), help="file to write (default: bench.json)")
+    bench.set_defaults(call=_bench)
     return top
 
 
@@ -181,4 +194,22 @@ def _cache(options: argparse.Namespace) -> int:
     say(todo.text())
     cache.build(todo, max(0, options.workers))
     say(f"{todo.folder}: complete for split {split}")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    import json
+
+    from da import bench
+    from da.engine.dist import pick_device
+    from da.engine.log import say
+    from da.engine.run_files import write_text
+
+    if options.rounds < 1:
+        raise UserError("--rounds: give at least 1")
+    parts = bench.PARTS if options.part == "all" else (options.part,)
+    done = bench.run(parts, pick_device(options.device), options.rounds, options.small)
+    write_text(options.json, json.dumps(done.report(), indent=2) + "\n")
+    say(bench.table(done))
+    say(f"written to {options.json}")
     return 0

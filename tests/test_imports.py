@@ -19,8 +19,10 @@ ALLOWED = {
     "evaluation": {"config", "labels"},
     "trainers": {"config", "labels", "losses", "data", "nets", "engine", "evaluation"},
     "run": {"config", "labels", "data", "nets", "engine", "evaluation", "trainers"},
-    "cli": {"config", "data", "engine", "evaluation", "run"},
-    "__main__": {"cli"},
+    "bench": {"config", "labels", "losses", "data", "nets", "engine", "evaluation", "trainers", "run"},
+    "cli": {"config", "data", "engine", "evaluation", "run", "bench"},
+    "tune": set(),
+    "__main__": {"cli", "tune"},
     "__init__": set(),
 }
 
