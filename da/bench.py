@@ -6,8 +6,8 @@ machine does falls on all of them; ratios of their minima within one run are wha
 
 import copy
 import ctypes
+import importlib
 import importlib.metadata
-import importlib.util
 import itertools
 import os
 import platform
@@ -136,11 +136,13 @@ class Bench:
         return self.peaks[name]
 
     def optional(self, package: str) -> bool:
-        """Whether `package` is installed; a note says so where it is not."""
-        found = importlib.util.find_spec(package) is not None
-        if not found:
-            self.notes.append(f"{package} is not installed: its row is left out")
-        return found
+        """Whether `package` can be imported; a note says so where it cannot."""
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            self.notes.append(f"{package} cannot be imported, its row is left out: {error}")
+            return False
+        return True
 
     def report(self) -> dict[str, Any]:
         """Everything measured, for JSON."""
@@ -239,8 +241,42 @@ def segmenter(bench: Bench) -> None:
         compiled = copy.deepcopy(last)
         compiled.backbone.compile()
         variants["bf16, channels_last, strip loss, compiled backbone"] = (step(compiled, bf16, strips=True), bf16)
+    if bench.optional("mmseg"):
+        variants["mmsegmentation, fp32"] = (mmsegmentation(arch, batch, bench.device), fp32)
     title = f"PSPNet-{arch}, {size[1]}x{size[0]}, batch 2: forward, losses, backward"
     bench.compare(title, {n: v[0] for n, v in variants.items()}, {n: v[1] for n, v in variants.items()})
+
+
+def mmsegmentation(arch: str, batch: Batch, device: torch.device) -> Call:
+    """The same network, losses and backward of mmsegmentation."""
+    import mmseg.models  # noqa: F401  fills its registry
+    from mmengine.structures import PixelData
+    from mmseg.registry import MODELS
+    from mmseg.structures import SegDataSample
+
+    depth, width = int(arch.removeprefix("resnet")), 512 if arch in ("resnet18", "resnet34") else 2048
+    norm = {"type": "BN", "requires_grad": True}
+    head = {"num_classes": NUM_CLASSES, "norm_cfg": norm, "align_corners": False, "dropout_ratio": 0.1}
+    backbone = {"type": "ResNet", "depth": depth, "dilations": (1, 1, 2, 4), "strides": (1, 2, 1, 1), "norm_cfg": norm}
+    psp = {"type": "PSPHead", "in_channels": width, "in_index": 3, "channels": 512, "pool_scales": (1, 2, 3, 6)}
+    fcn = {"type": "FCNHead", "in_channels": width // 2, "in_index": 2, "channels": width // 8, "num_convs": 1}
+    config = {
+        "type": "EncoderDecoder",
+        "backbone": backbone | {"contract_dilation": True},
+        "decode_head": psp | head,
+        "auxiliary_head": fcn | head | {"concat_input": False},
+    }
+    model = MODELS.build(config).to(device)
+    image = batch.src_image.float() / 255
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=label[None].long())) for label in batch.src_label]
+
+    def call() -> None:
+        with tf32_allowed(False):
+            losses = model.loss(image, samples)
+            torch.stack([loss for name, loss in losses.items() if "loss" in name]).sum().backward()
+        model.zero_grad(set_to_none=True)
+
+    return call
 
 
 @contextmanager

@@ -40,8 +40,12 @@ class UpsampledCrossEntropy(torch.autograd.Function):
         rows = STRIP_BYTES.get(logits.device.type, STRIP_BYTES["cpu"]) // (coarse.shape[1] * coarse.element_size())
         rows = min(max(rows, 1), height)
         buffer = coarse.new_empty(rows, coarse.shape[1])
-        label = label.transpose(0, 1)  # (H, B, W)
-        losses, weights = [], []
+        label = label.transpose(0, 1).unsqueeze(2)  # (H, B, 1, W), as the two below
+        index = label.long().masked_fill_(label == IGNORE, 0)
+        share = (label != IGNORE).to(logits.dtype)  # each pixel's weight
+        if weight is not None:
+            share *= weight[index]
+        losses = []
         with _exact_matmul(logits.device):
             for top in range(0, height, rows):
                 matrix = upsampling[top : top + rows]
@@ -49,12 +53,10 @@ class UpsampledCrossEntropy(torch.autograd.Function):
                 matrix = matrix[:, first:last]  # (rows, k): the k coarse rows that this strip lies between
                 strip = torch.mm(matrix, coarse[first:last], out=buffer[: len(matrix)])
                 z = strip.view(-1, batch, classes, width)
-                loss, share = _softmax_gradient_(z, label[top : top + rows], weight)
-                losses.append(loss)
-                weights.append(share)
+                losses.append(_softmax_gradient_(z, index[top : top + rows], share[top : top + rows]))
                 if gradient is not None:
                     gradient[first:last].addmm_(matrix.T, strip)
-        total = torch.stack(weights).sum()
+        total = share.sum()
         total = torch.where(total > 0, total, 1)
         if gradient is not None:
             ctx.save_for_backward(gradient.div_(total).view(low, batch, classes, width))
@@ -67,23 +69,18 @@ class UpsampledCrossEntropy(torch.autograd.Function):
         return (gradient * upstream).permute(1, 2, 0, 3), None, None, None
 
 
-def _softmax_gradient_(z: Tensor, label: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Turn logits `z` (rows, B, C, W) in place into the gradient of their summed cross-entropy.
+def _softmax_gradient_(z: Tensor, index: Tensor, share: Tensor) -> Tensor:
+    """Turn logits `z` (rows, B, C, W) in place into the gradient of their summed cross-entropy, and return that sum.
 
-    Returns the summed, weighted loss and the sum of the pixels' weights (without `weight`, of labelled pixels), 0-d.
+    `index` holds the classes and `share` the weights of the pixels, (rows, B, 1, W) both.
     """
-    valid = label != IGNORE  # (rows, B, W)
-    index = label.long().masked_fill_(~valid, 0).unsqueeze(2)
-    share = valid.unsqueeze(2).to(z.dtype)  # (rows, B, 1, W): each pixel's weight
-    if weight is not None:
-        share = share * weight[index]
     z -= z.amax(2, keepdim=True)
     picked = z.gather(2, index)
     total = z.exp_().sum(2, keepdim=True)
     loss = ((total.log() - picked) * share).sum()
     z *= share / total
     z.scatter_add_(2, index, -share)
-    return loss, share.sum()
+    return loss
 
 
 @lru_cache(maxsize=16)
