@@ -41,7 +41,7 @@ class UpsampledCrossEntropy(torch.autograd.Function):
         rows = min(max(rows, 1), height)
         buffer = coarse.new_empty(rows, coarse.shape[1])
         label = label.transpose(0, 1).unsqueeze(2)  # (H, B, 1, W), as the two below
-        index = label.long().masked_fill_(label == IGNORE, 0)
+        index = label.long().masked_fill(label == IGNORE, 0)
         share = (label != IGNORE).to(logits.dtype)  # each pixel's weight
         if weight is not None:
             share *= weight[index]
