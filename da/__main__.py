@@ -2,6 +2,10 @@
 
 import sys
 
-from da.cli import main
+from da.tune import tune
+
+tune()  # before anything loads torch
+
+from da.cli import main  # noqa: E402
 
 sys.exit(main())

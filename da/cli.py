@@ -21,6 +21,7 @@ examples
   python -m da predict runs/mini/source_only-seed0 photos/ drive.mp4 -o out
   python -m da export runs/mini/source_only-seed0 segmenter.onnx
   python -m da data check $GTA5_ROOT --as gta5
+  python -m da data cache $GTA5_ROOT --as gta5 --size 1280 720
 """
 
 
@@ -137,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of a run folder")
     export.set_defaults(call=_export)
 
-    data = commands.add_parser("data", help="check a data set, or render the miniature")
+    data = commands.add_parser("data", help="check or cache a data set, or render the miniature")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = actions.add_parser(
         "check",
@@ -151,6 +152,39 @@ def parser() -> argparse.ArgumentParser:
     miniature = actions.add_parser("miniature", help="render the embedded data pair and print where it is")
     miniature.add_argument("--figure", type=Path, help="also draw examples of both domains to this PNG")
     miniature.set_defaults(call=_miniature)
+    cache = actions.add_parser(
+        "cache",
+        help="decode a data set once, so that training reads it fast",
+        description="Decode a data set to the size that training resizes it to, without loss. The cache lies under "
+        "$DA_CACHE, or ~/.cache/da; training uses it wherever its `size` is that of the cache, and gives the same "
+        "pixels with and without it. A killed run goes on where it stopped, and files that changed are decoded again.",
+    )
+    cache.add_argument("root", type=Path, help="folder of the data set")
+    cache.add_argument("--as", dest="dataset", required=True, choices=("gta5", "cityscapes", "synthia"))
+    cache.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("W", "H"),
+        help="the stream's `size`; without it the files' own, which is what a stream with a random `scale` reads",
+    )
+    cache.add_argument("--split", help="a split or list file (default: train of Cityscapes, all of the others)")
+    cache.add_argument("--images-only", action="store_true", help="leave labels unread, as for a target domain")
+    cache.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    cache.set_defaults(call=_cache)
+
+    bench = commands.add_parser(
+        "bench",
+        help="time the project's fast ways against the usual ones on this machine",
+        description="Compare variants in turns and print minimum, median and maximum. Ratios within one run count; "
+        "run it on a quiet machine. Rows of other packages appear where these are installed.",
+    )
+    bench.add_argument("part", nargs="?", choices=("step", "loss", "data", "eval", "all"), default="all")
+    bench.add_argument("--rounds", type=int, default=5, help="turns of each variant (default: 5)")
+    bench.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    bench.add_argument("--small", action="store_true", help="tiny sizes, only to see that it works")
+    bench.add_argument("--json", type=Path, default=Path("bench.json"), help="file to write (default: bench.json)")
+    bench.set_defaults(call=_bench)
     return top
 
 
@@ -316,4 +350,37 @@ def _miniature(options: argparse.Namespace) -> int:
         from da.run import picture_miniature
 
         picture_miniature(root, options.figure)
+    return 0
+
+
+def _cache(options: argparse.Namespace) -> int:
+    from da.data import cache, folders
+    from da.engine.log import say
+
+    if options.size and min(options.size) < 1:
+        raise UserError("--size: give a width and a height of at least 1 pixel")
+    size = (options.size[0], options.size[1]) if options.size else None
+    split = options.split or folders.module_of(options.dataset).SPLITS[0]
+    todo = cache.plan(options.dataset, options.root, size, split, with_labels=not options.images_only)
+    say(todo.text())
+    cache.build(todo, max(0, options.workers))
+    say(f"{todo.folder}: complete for split {split}")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    import json
+
+    from da import bench
+    from da.engine.dist import pick_device
+    from da.engine.log import say
+    from da.engine.run_files import write_text
+
+    if options.rounds < 1:
+        raise UserError("--rounds: give at least 1")
+    parts = bench.PARTS if options.part == "all" else (options.part,)
+    done = bench.run(parts, pick_device(options.device), options.rounds, options.small)
+    write_text(options.json, json.dumps(done.report(), indent=2) + "\n")
+    say(bench.table(done))
+    say(f"written to {options.json}")
     return 0

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from da.kernels import UpsampledCrossEntropy
 from da.labels import IGNORE
 
 GanKind = Literal["vanilla", "ls"]
@@ -43,6 +44,38 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     total = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="sum")
     valid = (label != IGNORE).sum()
     return total / valid.clamp(min=1)
+
+
+def upsampled_cross_entropy(
+    logits: Tensor, label: Tensor, align_corners: bool = False, weight: Tensor | None = None
+) -> Tensor:
+    """`cross_entropy` of logits that are first brought to the label's size (bilinear), without making them.
+
+    Equal to `F.interpolate` and `F.cross_entropy` up to rounding, in a fraction of their time and memory
+    (`python -m da bench loss`). The gradient cannot be differentiated again.
+
+    Args:
+        logits: (B, C, h, w), any floating type; float32 is used inside (float64 stays).
+        label: (B, H, W) trainIds, uint8 or int64; 255 is ignored.
+        align_corners: of the upsampling.
+        weight: (C,) class weights w on the logits' device, or None for 1.
+
+    Returns:
+        0-d, sum of w_y CE over the labelled pixels / sum of their w_y: in nats per pixel. Exactly zero, with zero
+        gradient, if there are none.
+
+    Raises:
+        ValueError: the batches or the number of weights differ.
+    """
+    batch, classes, height, _ = logits.shape
+    if label.ndim != 3 or label.shape[0] != batch:
+        raise ValueError(f"label {tuple(label.shape)} does not match logits {tuple(logits.shape)}")
+    if weight is not None and weight.shape != (classes,):
+        raise ValueError(f"weight {tuple(weight.shape)} does not match {classes} classes")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide = F.interpolate(logits, (height, label.shape[2]), mode="bilinear", align_corners=align_corners)
+    loss: Tensor = UpsampledCrossEntropy.apply(wide, label, weight, align_corners)
+    return loss
 
 
 def domain_loss(logits: Tensor, domain: int, kind: GanKind) -> Tensor:

@@ -11,7 +11,8 @@ ROOT = Path(da.__file__).parent
 ALLOWED = {
     "labels": set(),
     "config": set(),
-    "losses": {"config", "labels"},
+    "kernels": {"labels"},
+    "losses": {"config", "labels", "kernels"},
     "data": {"config", "labels"},
     "nets": {"config", "labels"},
     "engine": {"config", "labels"},
@@ -22,8 +23,10 @@ ALLOWED = {
     "report": {"config", "engine", "evaluation", "run"},
     "predict": {"config", "data", "engine", "evaluation", "run"},
     "export": {"config", "engine", "evaluation", "run", "trainers"},
-    "cli": {"config", "data", "engine", "evaluation", "export", "predict", "report", "run", "translate"},
-    "__main__": {"cli"},
+    "bench": {"config", "labels", "losses", "data", "nets", "engine", "evaluation", "trainers", "run"},
+    "cli": {"config", "data", "engine", "evaluation", "bench", "export", "predict", "report", "run", "translate"},
+    "tune": set(),
+    "__main__": {"cli", "tune"},
     "__init__": set(),
 }
 

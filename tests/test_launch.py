@@ -26,7 +26,7 @@ def test_without_roots_the_miniature_runs_and_says_so(script, name, tmp_path, gt
     settings = overrides(gta5_root, cityscapes_root)
     done = launch(script, *settings, RUNS=str(tmp_path / "runs"))
     assert done.returncode == 0, done.stderr
-    assert "GTA5_ROOT is not set, so this runs the miniature" in done.stdout
+    assert "GTA5_ROOT is not set, so this runs the miniature" in done.stderr
     assert (tmp_path / f"runs/mini/{name}-seed0/summary.json").exists()
     assert "mIoU" in done.stdout
 
@@ -38,7 +38,7 @@ def test_with_roots_the_full_experiment_runs(tmp_path, gta5_root, cityscapes_roo
     roots = {"GTA5_ROOT": str(gta5_root), "CITYSCAPES_ROOT": str(cityscapes_root)}
     done = launch("gta2city_adaptseg.sh", *small, RUNS=str(tmp_path), EXPERIMENT="adaptsegnet_single", **roots)
     assert done.returncode == 0, done.stderr
-    assert "miniature" not in done.stdout
+    assert "miniature" not in done.stdout + done.stderr
     assert (tmp_path / "gta2city/adaptsegnet_single-seed0/summary.json").exists()
 
 

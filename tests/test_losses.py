@@ -2,7 +2,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from da import kernels
 from da.labels import IGNORE
 from da.losses import (
     SOURCE_DOMAIN,
@@ -15,6 +17,7 @@ from da.losses import (
     score_distance,
     two_way_domain_accuracy,
     two_way_domain_loss,
+    upsampled_cross_entropy,
 )
 
 
@@ -76,6 +79,98 @@ def test_inputs_are_left_unchanged():
 def test_a_label_of_another_size_is_an_error(shape):
     with pytest.raises(ValueError, match="does not match"):
         cross_entropy(torch.zeros(1, 19, 4, 4), torch.zeros(shape, dtype=torch.uint8))
+
+
+def upsampling_case(classes=19, low=(9, 13), high=(40, 61), dtype=torch.float32):
+    """Logits and a label of which a tenth is ignored, and the first 16 rows of the first image."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(2, classes, *low, generator=generator, dtype=dtype)
+    label = torch.randint(0, classes, (2, *high), generator=generator, dtype=torch.uint8)
+    label[torch.rand(label.shape, generator=generator) < 0.1] = 255
+    label[0, :16] = 255
+    return logits.requires_grad_(), label
+
+
+def plain_upsampled(logits, label, align_corners, weight=None):
+    full = F.interpolate(logits, label.shape[1:], mode="bilinear", align_corners=align_corners)
+    return F.cross_entropy(full, label.long(), weight, ignore_index=255)
+
+
+@pytest.mark.parametrize("strip_rows", [1, 7, 8, 1000])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_upsampled_cross_entropy_equals_the_plain_way(monkeypatch, strip_rows, align_corners, weighted):
+    monkeypatch.setitem(kernels.STRIP_BYTES, "cpu", strip_rows * 2 * 19 * 61 * 4)
+    logits, label = upsampling_case()
+    weight = torch.linspace(0.1, 3, 19) if weighted else None
+    loss = upsampled_cross_entropy(logits, label, align_corners, weight)
+    expected = plain_upsampled(logits.double(), label, align_corners, None if weight is None else weight.double())
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    (gradient,) = torch.autograd.grad(3 * loss, logits)
+    (wanted,) = torch.autograd.grad(3 * expected, logits)
+    assert (gradient - wanted).norm() <= 1e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize(("low", "high"), [((5, 6), (5, 6)), ((1, 1), (7, 9)), ((33, 65), (16, 32))])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_upsampled_cross_entropy_at_any_ratio(low, high, align_corners):
+    logits, label = upsampling_case(5, low, high)
+    label[1, -1, -1] = 2  # at least one labelled pixel
+    loss = upsampled_cross_entropy(logits, label, align_corners)
+    assert loss.item() == pytest.approx(plain_upsampled(logits, label, align_corners).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_upsampled_cross_entropy_gradcheck(monkeypatch, align_corners, weighted):
+    monkeypatch.setitem(kernels.STRIP_BYTES, "cpu", 3 * 2 * 4 * 11 * 8)  # strips of three rows, the last shorter
+    logits, label = upsampling_case(4, (3, 4), (10, 11), torch.float64)
+    label[0, 5] = 1
+    weight = torch.tensor([0.5, 1.0, 2.0, 0.0], dtype=torch.float64) if weighted else None
+    assert torch.autograd.gradcheck(lambda x: upsampled_cross_entropy(x, label, align_corners, weight), logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_upsampled_cross_entropy_without_a_labelled_pixel_is_zero(dtype):
+    logits, label = upsampling_case()
+    ignored = torch.full_like(label, 255, dtype=dtype)
+    loss = upsampled_cross_entropy(logits, ignored)
+    assert (ignored == 255).all()  # the caller's label is left as it is
+    loss.backward()
+    assert loss.item() == 0.0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_upsampled_cross_entropy_of_far_apart_logits_is_finite():
+    logits = torch.tensor([-300.0, 300.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2).clone().requires_grad_()
+    loss = upsampled_cross_entropy(logits, torch.zeros(1, 8, 8, dtype=torch.uint8))
+    loss.backward()
+    assert loss.item() == pytest.approx(600)
+    assert logits.grad[0, :2].sum((1, 2)).tolist() == pytest.approx([-1, 1])
+
+
+def test_upsampled_cross_entropy_is_exact_under_autocast_and_low_matmul_precision():
+    logits, label = upsampling_case()
+    expected = upsampled_cross_entropy(logits, label)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(upsampled_cross_entropy(logits, label), expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    low = logits.detach().bfloat16().requires_grad_()
+    upsampled_cross_entropy(low, label).backward()
+    assert low.grad.dtype == torch.bfloat16
+
+
+def test_upsampled_cross_entropy_refuses_what_does_not_fit():
+    logits, label = upsampling_case()
+    with pytest.raises(ValueError, match="does not match"):
+        upsampled_cross_entropy(logits, label[:1])
+    with pytest.raises(ValueError, match="19 classes"):
+        upsampled_cross_entropy(logits, label, weight=torch.ones(5))
 
 
 @pytest.mark.parametrize(

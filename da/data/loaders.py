@@ -7,7 +7,6 @@ interruptions.
 
 import contextlib
 import signal
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -18,11 +17,10 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from da.config import Section, UserError
 from da.data import folders
+from da.data.frames import Frames
 from da.data.sampler import GlobalBatches, derive_seed, sample_index
 from da.data.transforms import DomainConfig, FolderConfig, Geometry
 
@@ -99,32 +97,21 @@ class _Stream:
 
     def __init__(self, config: DomainConfig, name: str, seed: int, with_labels: bool) -> None:
         self.name, self.seed = name, seed
-        self.root = resolve_root(config)
-        self.module_name = config.dataset
-        self.samples = folders.module_of(config.dataset).index(self.root, config.split, with_labels)
+        root = resolve_root(config)
+        self.samples = folders.module_of(config.dataset).index(root, config.split, with_labels)
+        # One resize serves `size` and a random `scale`: only without the latter is the frame's size a fixed one.
+        self.frames = Frames(config.dataset, root, config.size if config.scale == (1.0, 1.0) else None)
         self.geometry = Geometry(config)
-        self.warned = False
 
     def item(self, n: int) -> _Item:
         """Sample number `n` of the run."""
         sample = self.samples[sample_index(self.seed, self.name, n, len(self.samples))]
-        image = tv_tensors.Image(_to_tensor(folders.read_image(sample.image)))  # (3, H, W)
-        parts = [image] if sample.label is None else [image, self._label(sample.label, image)]
+        image, label = self.frames.read(sample)
+        parts = [tv_tensors.Image(image), *([] if label is None else [tv_tensors.Mask(label)])]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(self.seed, self.name, "geometry", n))
             parts = self.geometry(parts)
         return _Item(sample.name, parts[0], parts[1] if len(parts) == 2 else None)
-
-    def _label(self, path: Path, image: torch.Tensor) -> tv_tensors.Mask:
-        """The label at the image's size: some GTA5 pairs differ by a few lines, and the image is right."""
-        label = torch.from_numpy(folders.module_of(self.module_name).read_label(path))
-        if label.shape != image.shape[1:]:
-            if not self.warned:
-                sizes = f"{tuple(label.shape)} instead of {tuple(image.shape[1:])}"
-                warnings.warn(f"{path}: label of size {sizes}; such labels of {self.root} are resized", stacklevel=2)
-            self.warned = True
-            label = F.resize(label[None], list(image.shape[1:]), InterpolationMode.NEAREST_EXACT)[0]
-        return tv_tensors.Mask(label)
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:

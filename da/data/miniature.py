@@ -1138,7 +1138,7 @@ def ensure(seed: int = 0, sizes: Sizes = DEFAULT_SIZES) -> Path:
     Raises:
         UserError: the cache folder cannot be written.
     """
-    cache_root = Path(os.environ.get("DA_CACHE") or Path.home() / ".cache" / "da")
+    cache_root = folders.cache_root()
     folder = cache_root / f"miniature-v{VERSION}-seed{seed}-{'-'.join(map(str, sizes))}"
     if folder.is_dir():
         return folder

@@ -6,7 +6,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from da.config import UserError
-from da.data import gta5
+from da.data import folders, gta5
 from da.labels import CITYSCAPES_TO_TRAIN, IGNORE, PALETTE
 
 
@@ -104,3 +104,20 @@ def test_known_bad_pairs_leave_only_the_full_archive(gta5_root: Path, monkeypatc
     monkeypatch.setattr(gta5, "ARCHIVE_SIZE", 6)
     assert [s.name for s in gta5.index(gta5_root, "all")] == [f"{n:05d}" for n in range(1, 6)]
     assert len(gta5.BAD_PAIRS) == 24_966 - 24_941
+
+
+def test_png_variants_decode_alike_and_damage_is_found(tmp_path: Path) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    files = {mode: tmp_path / f"{mode}.png" for mode in ("RGB", "RGBA", "L", "P", "transparent")}
+    for mode in ("RGB", "RGBA", "L", "P"):
+        Image.fromarray(rgb).convert(mode).save(files[mode])
+    Image.fromarray(rgb).save(files["transparent"], transparency=(1, 2, 3))
+    for path in files.values():
+        with Image.open(path) as image:
+            assert (folders.read_image(path) == np.array(image.convert("RGB"))).all(), path
+    whole = files["RGB"].read_bytes()
+    middle = len(whole) // 2
+    for damaged in (whole[:-12], whole[:-4], whole[:middle], whole[:30], whole[:middle] + b"??" + whole[middle + 2 :]):
+        (tmp_path / "damaged.png").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"damaged\.png: cannot be decoded"):
+            folders.read_image(tmp_path / "damaged.png")

@@ -1,0 +1,544 @@
+"""`python -m da bench`: the fast ways of this project against the usual ones, on the device at hand.
+
+Each comparison is one function. The variants of a comparison take turns for several rounds, so that whatever else the
+machine does falls on all of them; ratios of their minima within one run are what counts, not milliseconds.
+"""
+
+import copy
+import ctypes
+import importlib
+import importlib.metadata
+import itertools
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import tv_tensors
+
+from da.config import Tree
+from da.data import cache, folders, gta5, miniature
+from da.data.frames import Frames
+from da.data.loaders import Batch
+from da.data.transforms import DomainConfig, Geometry, photometric
+from da.engine.log import say
+from da.engine.stepper import ScheduleConfig, Stepper
+from da.evaluation.infer import EvalConfig, predict_labels
+from da.evaluation.metrics import ConfusionMatrix
+from da.labels import CITYSCAPES_TO_TRAIN, IGNORE, NUM_CLASSES
+from da.losses import cross_entropy, upsampled_cross_entropy
+from da.nets.pspnet import PSPNet, PSPNetConfig
+from da.run import check_config
+from da.trainers import base
+
+PARTS = ("step", "loss", "data", "eval")
+PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "pillow")
+MIB = 2**20
+
+Call = Callable[[], object]
+
+
+class Row(NamedTuple):
+    """One variant's figures. Ratios are to the first variant of its comparison; None: not measured."""
+
+    comparison: str
+    variant: str
+    min_ms: float
+    median_ms: float
+    max_ms: float
+    speed: float  # times as fast, by the minima
+    memory_mib: float | None  # peak above what was held before
+    memory_ratio: float | None
+    model_flops: float | None  # per call
+    peak_share: float | None  # model FLOPs per second / measured matmul FLOPs per second, in the variant's precision
+
+
+class Bench:
+    """Runs comparisons and collects their rows.
+
+    Args:
+        device: where to measure.
+        rounds: turns of each variant.
+        small: tiny sizes, to see that everything works; the figures mean nothing.
+    """
+
+    def __init__(self, device: torch.device, rounds: int, small: bool = False) -> None:
+        self.device, self.rounds, self.small = device, rounds, small
+        self.rows: list[Row] = []
+        self.notes: list[str] = []
+        self.peaks: dict[str, float] = {}  # matmul FLOP/s by precision
+
+    def compare(self, title: str, variants: dict[str, Call], precisions: dict[str, torch.dtype] | None = None) -> None:
+        """Time `variants` in turn; `precisions` also asks for FLOPs and says whose peak a variant is held against."""
+        say(f"{title} ...")
+        for call in variants.values():
+            call()  # warm-up
+        flops = None
+        if precisions:
+            with FlopCounterMode(display=False) as counter:
+                next(iter(variants.values()))()
+            flops = float(counter.get_total_flops())
+        memory = {name: extra_memory(call, self.device) for name, call in variants.items()}
+        times: dict[str, list[float]] = {name: [] for name in variants}
+        for _ in range(self.rounds):
+            for name, call in variants.items():
+                times[name].append(self._milliseconds(call))
+        first = next(iter(variants))
+        for name, spent in times.items():
+            held, base_held = memory[name], memory[first]
+            peak = self._peak(precisions[name]) if precisions else None
+            self.rows.append(
+                Row(
+                    title,
+                    name,
+                    min(spent),
+                    statistics.median(spent),
+                    max(spent),
+                    min(times[first]) / min(spent),
+                    held,
+                    held / base_held if held is not None and base_held else None,
+                    flops,
+                    flops / (min(spent) / 1e3) / peak if flops and peak else None,
+                )
+            )
+
+    def _milliseconds(self, call: Call) -> float:
+        self._wait()
+        began = time.perf_counter()
+        call()
+        self._wait()
+        return 1e3 * (time.perf_counter() - began)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _peak(self, dtype: torch.dtype) -> float:
+        """FLOP/s of the fastest of some square matrix products."""
+        name = str(dtype).removeprefix("torch.")
+        if name not in self.peaks:
+            size = 256 if self.small else 8192 if self.device.type == "cuda" else 2048
+            a = torch.randn(size, size, device=self.device, dtype=dtype)
+            self.peaks[name] = 2 * size**3 / (min(self._milliseconds(lambda: a @ a) for _ in range(5)) / 1e3)
+        return self.peaks[name]
+
+    def optional(self, package: str) -> bool:
+        """Whether `package` can be imported; a note says so where it cannot."""
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            self.notes.append(f"{package} cannot be imported, its row is left out: {error}")
+            return False
+        return True
+
+    def report(self) -> dict[str, Any]:
+        """Everything measured, for JSON."""
+        cuda = self.device.type == "cuda"
+        cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if cuda else cpu,
+            "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+            "settings": {
+                "rounds": self.rounds,
+                "small": self.small,
+                "threads": torch.get_num_threads(),
+                "DA_TUNE": os.environ.get("DA_TUNE", "1"),
+                "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY"),
+            },
+            "matmul_flops_per_second": self.peaks,
+            "rows": [row._asdict() for row in self.rows],
+            "notes": self.notes,
+        }
+
+
+def run(parts: tuple[str, ...], device: torch.device, rounds: int, small: bool = False) -> Bench:
+    """All comparisons of `parts` (of `PARTS`)."""
+    bench = Bench(device, rounds, small)
+    for part in parts:
+        for comparison in COMPARISONS[part]:
+            comparison(bench)
+    return bench
+
+
+# --- memory -----------------------------------------------------------------------------------------------
+
+
+def extra_memory(call: Call, device: torch.device) -> float | None:
+    """Peak MiB that one call holds above what was held before; None where that cannot be told (not Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - before) / MIB
+    if sys.platform != "linux":
+        return None
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)  # freed memory that the allocator keeps would hide what the call takes
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # start the high-water mark anew
+    except OSError:
+        return None
+    before_kib = _status_kib("VmRSS")
+    call()
+    return (_status_kib("VmHWM") - before_kib) / 1024
+
+
+def _status_kib(key: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith(f"{key}:")).split()[1])
+
+
+# --- step -------------------------------------------------------------------------------------------------
+
+
+def segmenter(bench: Bench) -> None:
+    """PSPNet forward, both losses at full resolution, backward, from naive fp32 upwards."""
+    cuda = bench.device.type == "cuda"
+    size = (64, 128) if bench.small else (512, 1024) if cuda else (256, 512)
+    arch = "resnet18" if bench.small else "resnet101" if cuda else "resnet50"
+    plain = PSPNet(PSPNetConfig(backbone=arch, weights="none")).to(bench.device)  # type: ignore[arg-type]
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    batch = synthetic_batch(size, bench.device)
+    image, label = batch.src_image.float() / 255, batch.src_label
+
+    def step(net: PSPNet, dtype: torch.dtype, strips: bool = False, tf32: bool = False) -> Call:
+        def call() -> None:
+            with tf32_allowed(tf32), torch.autocast(bench.device.type, dtype, enabled=dtype != torch.float32):
+                if strips:
+                    low = net.scores(image, "source")
+                    losses = [upsampled_cross_entropy(s, label) for s in low if s is not None]
+                else:
+                    losses = [cross_entropy(s, label) for s in net(image, "source") if s is not None]
+            torch.stack(losses).sum().backward()
+            net.zero_grad(set_to_none=True)
+
+        return call
+
+    fp32, bf16 = torch.float32, torch.bfloat16
+    variants = {"fp32": (step(plain, fp32), fp32)}
+    if cuda:
+        variants["tf32"] = (step(plain, fp32, tf32=True), fp32)
+        variants["bf16"] = (step(plain, bf16), bf16)
+    else:
+        variants["fp32, channels_last"] = (step(last, fp32), fp32)
+    variants["bf16, channels_last"] = (step(last, bf16), bf16)
+    variants["bf16, channels_last, strip loss"] = (step(last, bf16, strips=True), bf16)
+    if cuda:
+        compiled = copy.deepcopy(last)
+        compiled.backbone.compile()
+        variants["bf16, channels_last, strip loss, compiled backbone"] = (step(compiled, bf16, strips=True), bf16)
+    if bench.optional("mmseg"):
+        variants["mmsegmentation, fp32"] = (mmsegmentation(arch, batch, bench.device), fp32)
+    title = f"PSPNet-{arch}, {size[1]}x{size[0]}, batch 2: forward, losses, backward"
+    bench.compare(title, {n: v[0] for n, v in variants.items()}, {n: v[1] for n, v in variants.items()})
+
+
+def mmsegmentation(arch: str, batch: Batch, device: torch.device) -> Call:
+    """The same network, losses and backward of mmsegmentation."""
+    import mmseg.models  # noqa: F401  fills its registry
+    from mmengine.structures import PixelData
+    from mmseg.registry import MODELS
+    from mmseg.structures import SegDataSample
+
+    depth, width = int(arch.removeprefix("resnet")), 512 if arch in ("resnet18", "resnet34") else 2048
+    norm = {"type": "BN", "requires_grad": True}
+    head = {"num_classes": NUM_CLASSES, "norm_cfg": norm, "align_corners": False, "dropout_ratio": 0.1}
+    backbone = {"type": "ResNet", "depth": depth, "dilations": (1, 1, 2, 4), "strides": (1, 2, 1, 1), "norm_cfg": norm}
+    psp = {"type": "PSPHead", "in_channels": width, "in_index": 3, "channels": 512, "pool_scales": (1, 2, 3, 6)}
+    fcn = {"type": "FCNHead", "in_channels": width // 2, "in_index": 2, "channels": width // 8, "num_convs": 1}
+    config = {
+        "type": "EncoderDecoder",
+        "backbone": backbone | {"contract_dilation": True},
+        "decode_head": psp | head,
+        "auxiliary_head": fcn | head | {"concat_input": False},
+    }
+    model = MODELS.build(config).to(device)
+    image = batch.src_image.float() / 255
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=label[None].long())) for label in batch.src_label]
+
+    def call() -> None:
+        with tf32_allowed(False):
+            losses = model.loss(image, samples)
+            torch.stack([loss for name, loss in losses.items() if "loss" in name]).sum().backward()
+        model.zero_grad(set_to_none=True)
+
+    return call
+
+
+@contextmanager
+def tf32_allowed(allowed: bool) -> Iterator[None]:
+    """Convolutions and matrix products on CUDA with or without TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def adaptsegnet(bench: Bench) -> None:
+    """One update of AdaptSegNet (multi level), both domains, through the engine."""
+    cuda = bench.device.type == "cuda"
+    size = (64, 128) if bench.small else (512, 1024) if cuda else (256, 512)
+    arch = "resnet18" if bench.small or not cuda else "resnet101"
+    folder = {"dataset": "gta5", "root": "unused", "split": "all"}
+    tree = Tree()
+    tree.add(
+        {
+            "trainer": "adaptsegnet",
+            "experiment": "bench",
+            "name": "bench",
+            "model": {"backbone": arch, "weights": "none"},
+            "data": {"source": folder, "target": folder, "val": folder},
+            "run": {"steps": 100},
+        },
+        "bench",
+    )
+    config = check_config(tree)
+    batch = synthetic_batch(size, bench.device)
+
+    def update(precision: Any, channels_last: bool) -> Call:
+        stepper = Stepper(
+            base.build(config),
+            bench.device,
+            seed=0,
+            steps=100,
+            schedule=ScheduleConfig(),
+            precision=precision,
+            channels_last=channels_last,
+        )
+        return lambda: stepper.update([batch], 1, 0)
+
+    variants = {"fp32": update("fp32", False), "bf16, channels_last": update("bf16", True)}
+    precisions = {"fp32": torch.float32, "bf16, channels_last": torch.bfloat16}
+    bench.compare(f"AdaptSegNet-{arch}, {size[1]}x{size[0]}, batch 2: one update", variants, precisions)
+
+
+def synthetic_batch(size: tuple[int, int], device: torch.device) -> Batch:
+    """Two random images per domain of `size` (height, width) with labels, a tenth ignored."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 2, 3, *size), generator=generator, dtype=torch.uint8)
+    return Batch(images[0], random_label((2, *size), generator), images[1], ["a", "b"], ["c", "d"]).to(device)
+
+
+def random_label(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    label = torch.randint(0, NUM_CLASSES, shape, generator=generator, dtype=torch.uint8)
+    return label.masked_fill_(torch.rand(shape, generator=generator) < 0.1, IGNORE)
+
+
+# --- loss -------------------------------------------------------------------------------------------------
+
+
+def upsampled_loss(bench: Bench) -> None:
+    """Cross-entropy of upsampled logits with its gradient: the plain way, and in strips."""
+    low, size = ((8, 16), (64, 128)) if bench.small else ((64, 128), (512, 1024))
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, NUM_CLASSES, *low, generator=generator).to(bench.device).requires_grad_()
+    label = random_label((1, *size), generator).to(bench.device)
+
+    def plain() -> Tensor:
+        full = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return torch.autograd.grad(cross_entropy(full, label), logits)[0]
+
+    def strips() -> Tensor:
+        return torch.autograd.grad(upsampled_cross_entropy(logits, label), logits)[0]
+
+    title = f"cross-entropy and gradient, 19x{low[0]}x{low[1]} logits, {size[0]}x{size[1]} label"
+    bench.compare(title, {"interpolate + cross_entropy": plain, "strips": strips})
+
+
+# --- data -------------------------------------------------------------------------------------------------
+
+
+def loading(bench: Bench) -> None:
+    """One GTA5-sized pair to a 1024x512 training sample in one loader process, with and without the cache."""
+    threads, home = torch.get_num_threads(), os.environ.get("DA_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DA_CACHE"] = str(Path(folder) / "cache")
+        torch.set_num_threads(1)
+        cv2.setNumThreads(0)
+        try:
+            _loading(bench, Path(folder) / "gta5")
+        finally:
+            torch.set_num_threads(threads)
+            cv2.setNumThreads(-1)
+            os.environ.pop("DA_CACHE")
+            if home is not None:
+                os.environ["DA_CACHE"] = home
+
+
+def _loading(bench: Bench, root: Path) -> None:
+    size, crop = ((64, 32), (32, 16)) if bench.small else ((1024, 512), (512, 256))
+    write_pairs(root, 4, (128, 64) if bench.small else (1914, 1052))
+    samples = gta5.index(root, "all")
+    decoding = Frames("gta5", root, size)  # there is no cache yet
+    cache.build(cache.plan("gta5", root, size, "all", with_labels=True), workers=0)
+    cached = Frames("gta5", root, size)
+    geometry = Geometry(DomainConfig(dataset="gta5", root=str(root), split="all", crop=crop, flip=True))
+    turn = itertools.cycle(samples)
+
+    def cropped() -> tuple[Tensor, Tensor]:
+        image, label = cached.read(next(turn))
+        image, label = geometry(tv_tensors.Image(image), tv_tensors.Mask(label))
+        return image.contiguous(), label.contiguous()
+
+    def bare_decode() -> None:
+        sample = next(turn)
+        folders.read_image(sample.image)
+        folders.read_stored(sample.label or sample.image)
+
+    def frame(frames: Frames) -> tuple[Tensor, Tensor]:
+        image, label = frames.read(next(turn))
+        assert label is not None
+        return image.contiguous(), label.contiguous()
+
+    shape = f"{size[0]}x{size[1]}"
+    variants: dict[str, Call] = {
+        "PIL bicubic + 19 comparisons": lambda: published(next(turn), size),
+        "PNG, bare decoding at full size": bare_decode,
+        "PNG": lambda: frame(decoding),
+        "cached": lambda: frame(cached),
+        f"cached, {crop[0]}x{crop[1]} crop and flip": cropped,
+    }
+    if bench.optional("albumentations"):
+        import albumentations
+
+        augment = albumentations.Compose([albumentations.RandomCrop(crop[1], crop[0]), albumentations.HorizontalFlip()])
+
+        def albumented() -> object:
+            image, label = cached.read(next(turn))
+            assert label is not None
+            return augment(image=image.permute(1, 2, 0).numpy(), mask=label.numpy())
+
+        variants[f"cached, {crop[0]}x{crop[1]} crop and flip by albumentations"] = albumented
+    bench.compare(f"one pair to {shape}, one process", variants)
+
+
+def write_pairs(root: Path, count: int, size: tuple[int, int]) -> None:
+    """Miniature frames enlarged to `size` (width, height), with sensor noise, in GTA5's layout."""
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    for n in range(1, count + 1):
+        image, label = miniature.frame(0, "source", "train", n)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC).astype(np.int16)
+        noise = np.random.default_rng(n).integers(-2, 3, image.shape, np.int16)
+        Image.fromarray(np.clip(image + noise, 0, 255).astype(np.uint8)).save(root / f"images/{n:05d}.png")
+        label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+        Image.fromarray(label).save(root / f"labels/{n:05d}.png")
+
+
+def published(sample: folders.Sample, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """How AdaptSegNet's published data sets load a pair: float32 throughout, one comparison per class."""
+    assert sample.label
+    with Image.open(sample.image) as file:
+        image = np.asarray(file.convert("RGB").resize(size, Image.Resampling.BICUBIC), np.float32)
+    with Image.open(sample.label) as file:
+        ids = np.asarray(file.resize(size, Image.Resampling.NEAREST), np.float32)
+    label = np.full(ids.shape, IGNORE, np.float32)
+    for stored_id, train_id in enumerate(CITYSCAPES_TO_TRAIN):
+        if train_id != IGNORE:
+            label[ids == stored_id] = train_id
+    centred = image[:, :, ::-1] - np.array((104.0, 116.7, 122.7), np.float32)
+    return centred.transpose(2, 0, 1).copy(), label
+
+
+def jitter(bench: Bench) -> None:
+    """Colour jitter of a batch of two on the device, as a step does it."""
+    size = (32, 64) if bench.small else (512, 1024)
+    image = synthetic_batch(size, bench.device).src_image
+    variants: dict[str, Call] = {
+        "no jitter": lambda: photometric(image.float() / 255, 0, 0),
+        "jitter 0.2": lambda: photometric(image.float() / 255, 0.2, 0),
+    }
+    bench.compare(f"batch of 2 at {size[1]}x{size[0]} to float", variants)
+
+
+# --- evaluation -------------------------------------------------------------------------------------------
+
+
+def confusion(bench: Bench) -> None:
+    """The confusion matrix of one full-size image."""
+    size = (64, 128) if bench.small else (1024, 2048)
+    generator = torch.Generator().manual_seed(0)
+    label = random_label(size, generator).to(bench.device)
+    prediction = torch.randint(0, NUM_CLASSES, size, generator=generator, dtype=torch.uint8).to(bench.device)
+    matrix = ConfusionMatrix(bench.device)
+
+    def bincount() -> np.ndarray:
+        truth, guess = label.cpu().numpy().astype(np.int64), prediction.cpu().numpy().astype(np.int64)
+        valid = truth != IGNORE
+        return np.bincount(NUM_CLASSES * truth[valid] + guess[valid], minlength=NUM_CLASSES**2)
+
+    variants: dict[str, Call] = {"np.bincount on int64": bincount, "da": lambda: matrix.add(label, prediction)}
+    if bench.optional("torchmetrics"):
+        from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+        def torchmetrics() -> Tensor:
+            counts: Tensor = multiclass_confusion_matrix(
+                prediction.long(), label.long(), NUM_CLASSES, ignore_index=IGNORE
+            )
+            return counts
+
+        variants["torchmetrics"] = torchmetrics
+    bench.compare(f"confusion matrix of {size[1]}x{size[0]}", variants)
+
+
+def argmax(bench: Bench) -> None:
+    """From logits at output stride 8 to the label map of a full-size image."""
+    low, size = ((8, 16), (64, 128)) if bench.small else ((64, 128), (1024, 2048))
+    logits = torch.randn(1, NUM_CLASSES, *low, generator=torch.Generator().manual_seed(0)).to(bench.device)
+    image = torch.zeros(3, 8, 16, dtype=torch.uint8, device=bench.device)
+
+    def plain() -> Tensor:
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)
+
+    variants: dict[str, Call] = {
+        "interpolate + argmax": plain,
+        "da": lambda: predict_labels(lambda _: logits, image, size, EvalConfig()),
+    }
+    bench.compare(f"19x{low[0]}x{low[1]} logits to a {size[1]}x{size[0]} label map", variants)
+
+
+COMPARISONS: dict[str, tuple[Callable[[Bench], None], ...]] = {
+    "step": (segmenter, adaptsegnet),
+    "loss": (upsampled_loss,),
+    "data": (loading, jitter),
+    "eval": (confusion, argmax),
+}
+
+
+# --- table ------------------------------------------------------------------------------------------------
+
+
+def table(bench: Bench) -> str:
+    """The rows for a terminal, one block per comparison."""
+    lines = [f"{'ms:':>52}{'min':>9}{'median':>9}{'max':>9}{'speed':>8}{'MiB':>8}{'memory':>8}{'of peak':>9}"]
+    for title, rows in itertools.groupby(bench.rows, lambda row: row.comparison):
+        lines += ["", title]
+        for row in rows:
+            cells = (
+                f"{row.min_ms:9.2f}{row.median_ms:9.2f}{row.max_ms:9.2f}{f'{row.speed:.2f}x':>8}",
+                f"{_shown(row.memory_mib, '.0f'):>8}{_shown(row.memory_ratio, '.2f', 'x'):>8}",
+                f"{_shown(row.peak_share, '.0%'):>9}",
+            )
+            lines.append(f"  {row.variant:<50}{''.join(cells)}")
+    return "\n".join([*lines, "", *(f"note: {note}" for note in bench.notes)]).rstrip()
+
+
+def _shown(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else format(value, form) + unit
