@@ -104,7 +104,7 @@ def test_ranks_and_micro_batches_add_up_to_the_one_rank_batch(config: DataConfig
         for r in range(world)
     ]
     for step, expected in enumerate(whole):
-        parts = [b for share in shares for b in share[step * accumulate : (step + 1) * accumulate]]
+        parts = [share[step * accumulate + number] for number in range(accumulate) for share in shares]
         assert torch.equal(torch.cat([b.src_image for b in parts]), expected.src_image)
         assert torch.equal(torch.cat([b.src_label for b in parts]), expected.src_label)
         assert [n for b in parts for n in b.tgt_names] == expected.tgt_names
