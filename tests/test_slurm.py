@@ -159,8 +159,7 @@ def test_two_nodes_requeue_and_preemption_end_in_the_same_result(cluster, settin
     assert cluster.call("squeue", "-h", "-j", job, "-o", "%j").strip() == "gta2city_source_only"
     cluster.wait(job, "COMPLETED")
     straight = tmp_path / "straight" / name
-    ranks = {path.parent.name for path in (tmp_path / "straight/logs").rglob("stdout.log")}
-    assert ranks == {"0", "1"}
+    assert len(list((tmp_path / "straight/logs").rglob("stdout.log"))) == 2  # one per process
 
     for kind in ("requeue", "USR1", "preempt"):
         run = tmp_path / kind / name

@@ -1,0 +1,118 @@
+"""Requests to stop, the lock of a run folder, and checkpoints that are not whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_loop import Method, batches, loop
+from tiny import REPOSITORY
+
+from da.config import UserError
+from da.engine import checkpoint, lock
+from da.engine.loop import RunConfig
+from da.engine.stop import Stopped, StopRequests, seconds
+
+
+def test_times_are_read_strictly():
+    assert [seconds(t) for t in ("3h50m", "45m", "90s", "1d12h")] == [13800, 2700, 90, 129600]
+    for text in ("", "3:50", "3600", "50m3h", "3 h"):
+        with pytest.raises(ValueError, match="like 3h50m"):
+            seconds(text)
+    with pytest.raises(ValueError, match="like 3h50m"):
+        RunConfig(steps=1, time_limit=3600)
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGUSR1", 75), ("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_stops_at_the_next_poll(number, code):
+    with StopRequests(None) as stop:
+        stop.poll()
+        os.kill(os.getpid(), getattr(signal, number))
+        with pytest.raises(Stopped) as caught:
+            stop.poll()
+    assert caught.value.code == code
+
+
+def test_the_second_interrupt_does_not_wait():
+    with StopRequests(None):
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_time_limit_counts_from_the_start_of_the_script(monkeypatch):
+    monkeypatch.setenv("DA_STARTED", "0")
+    with StopRequests(60) as stop, pytest.raises(Stopped):
+        stop.poll()
+
+
+@pytest.mark.parametrize("cut", range(1, 11))
+def test_a_stop_before_any_validation_loses_nothing(cut, tmp_path):
+    """Log lines every 4, validations every 5, checkpoints every 3 of 10 updates; stopped after update `cut`."""
+    calls = iter(range(100))
+
+    def poll():
+        if next(calls) == cut - 1:
+            raise Stopped(75)
+
+    torch.manual_seed(0)
+    loop(tmp_path / "straight", Method()).fit(batches)
+    torch.manual_seed(0)
+    with pytest.raises(Stopped):
+        loop(tmp_path / "cut", Method(), poll).fit(batches)
+    loop(tmp_path / "cut", Method()).fit(batches)
+
+    states, logs = [], []
+    for run in (tmp_path / "straight", tmp_path / "cut"):
+        states.append(checkpoint.load(run / "checkpoints/last.pt"))
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        logs.append([(line["step"], line.get("loss/fit"), "val/mIoU" in line) for line in lines])
+    assert logs[0] == logs[1]
+    assert torch.equal(*(state["modules"]["layer"]["weight"] for state in states))
+
+
+def test_the_second_job_on_a_folder_refuses_and_names_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.1)
+    code = f"import pathlib, sys; from da.engine import lock; held = lock.held(pathlib.Path({str(tmp_path)!r})); "
+    code += "held.__enter__(); print('held', flush=True); sys.stdin.read()"
+    first = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY
+    )
+    assert first.stdout.readline() == b"held\n"
+    second = lock.held(tmp_path)
+    with pytest.raises(UserError, match=rf"is in use by process {first.pid} on .* \(job none, started 2"):
+        second.__enter__()
+    first.kill()
+    first.wait()
+    with lock.held(tmp_path):
+        pass
+
+
+def test_the_lock_of_a_dead_process_or_of_the_same_job_is_taken_over(tmp_path, monkeypatch):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    path = tmp_path / "run.lock"
+    here = lock._me()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for owner in (here | {"pid": dead.pid}, here | {"machine": "elsewhere", "host": "elsewhere", "job": "7"}):
+        path.write_text(json.dumps(owner))
+        with lock.held(tmp_path):
+            assert json.loads(path.read_text())["pid"] == os.getpid()
+        assert not path.exists()
+
+
+def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
+    state = {"modules": {}, "w": torch.zeros(999)}
+    for step in (1, 2):
+        checkpoint.save_last(tmp_path, state | {"step": step})
+    data = (tmp_path / "last.pt").read_bytes()
+    (tmp_path / "last.pt").write_bytes(data[: len(data) // 2])
+    (line,) = checkpoint.set_broken_aside(tmp_path)
+    assert "last.pt: corrupt or truncated" in line
+    assert checkpoint.load(checkpoint.find_last(tmp_path))["step"] == 1
+    (tmp_path / "previous.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="no whole checkpoint is left"):
+        checkpoint.set_broken_aside(tmp_path)
