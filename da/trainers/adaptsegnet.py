@@ -72,21 +72,23 @@ class Trainer(base.Trainer):
 
         # f: supervised on the source
         base.freeze(list(self.d.values()), True)
-        scores_s = self.segmenter(x_s, "source")
+        scores_s = self.segmenter.scores(x_s, "source")
         loss_seg, scalars = self.segmentation_loss(scores_s, y_s, self.method.lambda_seg)  # L_seg
         backward(loss_seg)
         if self.method.target_forward_only:
             with torch.no_grad():
-                self.segmenter(x_t, "target")
+                self.segmenter.scores(x_t, "target")
             return scalars
 
         # f: target outputs should pass for source outputs
-        p_t = softmax(self.segmenter(x_t, "target"))
+        p_t = self.probabilities(self.segmenter.scores(x_t, "target"), x_t)
         scalars |= self.deceive(p_t, backward)
 
         # D: tell the domains apart
         base.freeze(list(self.d.values()), False)
-        scalars |= self.discriminate(softmax(scores_s), p_t, backward)
+        with torch.no_grad():
+            p_s = self.probabilities(scores_s, x_s)
+        scalars |= self.discriminate(p_s, p_t, backward)
         return scalars
 
     def deceive(self, p_t: dict[str, Tensor], backward: Backward) -> dict[str, Tensor]:
@@ -110,8 +112,7 @@ class Trainer(base.Trainer):
             scalars[f"loss/d_{level}"] = torch.stack(losses).sum()
         return scalars
 
-
-def softmax(scores: Scores) -> dict[str, Tensor]:
-    """Class probabilities (B, 19, H, W) of each level."""
-    levels = {"main": scores.main, "aux": scores.aux}
-    return {level: logits.float().softmax(1) for level, logits in levels.items() if logits is not None}
+    def probabilities(self, scores: Scores, image: Tensor) -> dict[str, Tensor]:
+        """P at the size of the image, (B, 19, H, W), for each level that has a discriminator."""
+        upsampled = self.segmenter.upsample(scores, image.shape[-2:])._asdict()
+        return {level: upsampled[level].softmax(1) for level in self.d}

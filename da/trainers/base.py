@@ -27,7 +27,7 @@ from da.engine.loop import RunConfig
 from da.engine.stepper import Backward, Remembers
 from da.evaluation.infer import EvalConfig
 from da.labels import IGNORE
-from da.losses import cross_entropy
+from da.losses import upsampled_cross_entropy
 from da.nets.pspnet import PSPNet, PSPNetConfig, Scores
 
 
@@ -103,13 +103,15 @@ class Trainer(ABC):
     def segmentation_loss(self, scores: Scores, label: Tensor, lambda_aux: float) -> tuple[Tensor, dict[str, Tensor]]:
         """CE(main, y) + lambda_aux CE(aux, y), the second only where there is an auxiliary head (PSPNet, sec. 3.3).
 
-        `label` is (B, H, W) trainIds. Returns the 0-d loss and its parts under their TensorBoard names, each such
-        that its mean over micro-batches and processes is the mean over the global batch's labelled pixels.
+        `scores` are the segmenter's at the output stride, upsampled here to `label`, (B, H, W) trainIds. Returns the
+        0-d loss and its parts under their TensorBoard names, each such that its mean over micro-batches and processes
+        is the mean over the global batch's labelled pixels.
         """
-        parts = {"loss/seg": self.share * cross_entropy(scores.main, label)}
+        align_corners = self.segmenter.config.align_corners
+        parts = {"loss/seg": self.share * upsampled_cross_entropy(scores.main, label, align_corners)}
         if scores.aux is None:
             return parts["loss/seg"], parts
-        parts["loss/seg_aux"] = self.share * cross_entropy(scores.aux, label)
+        parts["loss/seg_aux"] = self.share * upsampled_cross_entropy(scores.aux, label, align_corners)
         return parts["loss/seg"] + lambda_aux * parts["loss/seg_aux"], parts
 
     def translate(self, image: Tensor) -> Tensor:

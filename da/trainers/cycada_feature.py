@@ -76,9 +76,7 @@ class Trainer(base.Trainer):
 
         # f: supervised on the source
         h_s, scores = self.represent(x_s, "source")
-        loss_seg, scalars = self.segmentation_loss(
-            self.segmenter.upsample(scores, x_s.shape[-2:]), y_s, m.lambda_aux
-        )  # L_seg
+        loss_seg, scalars = self.segmentation_loss(scores, y_s, m.lambda_aux)  # L_seg
         backward(loss_seg)
 
         # D: tell the domains apart

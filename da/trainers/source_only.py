@@ -37,7 +37,7 @@ class Trainer(base.Trainer):
 
     def step(self, batch: Batch, backward: Backward) -> dict[str, Tensor]:
         x_s, y_s = self.view(batch.src_image), batch.src_label  # (B, 3, H, W) in [0, 1], (B, H, W) trainIds
-        loss, scalars = self.segmentation_loss(self.segmenter(x_s, "source"), y_s, self.method.lambda_aux)
+        loss, scalars = self.segmentation_loss(self.segmenter.scores(x_s, "source"), y_s, self.method.lambda_aux)
         backward(loss)
         return scalars
 
