@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from tiny import METHOD_FILES, tiny
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from da.data.loaders import Batch
 from da.run import train
@@ -32,6 +33,17 @@ def make(gta5_root, cityscapes_root):
     return build
 
 
+class NothingIsReadBack(TorchDispatchMode):
+    """Refuses what makes the host wait for a GPU: values as Python numbers, shapes that depend on values."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.__name__.split(".")[0]
+        assert name not in self.WAITS, f"{name} waits for the device"
+        return function(*args, **(kwargs or {}))
+
+
 def backward(loss: torch.Tensor) -> None:
     loss.backward()
 
@@ -55,6 +67,14 @@ class TestEveryMethod:
         assert all(t.startswith(("loss/", "d/", "agreement/")) for t in scalars)
         for tensor, old in zip(given[:3], before):
             assert torch.equal(tensor, old)
+
+    def test_a_step_never_waits_for_the_device(self, name, make):
+        trainer = make(name)
+        trainer.step(batch(), backward)  # fills tables that are made once
+        with NothingIsReadBack():
+            trainer.step(batch(), backward)
+            with pytest.raises(AssertionError, match="waits"):
+                torch.ones(()).item()
 
     def test_all_ignored_source_labels_give_zero_segmentation_loss(self, name, make):
         trainer, given = make(name), batch()
