@@ -99,11 +99,30 @@ def photometric(images: torch.Tensor, jitter: float, blur: float) -> torch.Tenso
     Returns:
         A new (B, 3, H, W) tensor in [0, 1]; the very same `images` where both are 0.
     """
-    if jitter == 0 and blur == 0:
-        return images
-    steps = [
-        v2.ColorJitter(jitter, jitter, jitter, jitter),
-        v2.RandomApply([v2.GaussianBlur(7, (0.15, 1.15))], blur),
-    ]
-    augment = v2.Compose(steps)
-    return torch.stack([augment(image) for image in images])
+    if jitter:
+        images = _colour_jitter(images, jitter)
+    if blur:
+        gaussian = v2.RandomApply([v2.GaussianBlur(7, (0.15, 1.15))], blur)
+        images = torch.stack([gaussian(image) for image in images])
+    return images
+
+
+# RGB to luma and two chroma axes (NTSC's YIQ). Greys have no chroma: the last two rows sum to zero.
+_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+
+
+def _colour_jitter(images: torch.Tensor, strength: float) -> torch.Tensor:
+    """Brightness, contrast, saturation and hue in this order: each is linear in a pixel's colour, so the four are one
+    3x3 matrix per image and, for the contrast, a share of the image's mean luma. Hue turns the chroma plane of YIQ,
+    not HSV's circle: smooth, luma kept."""
+    draws = strength * (2 * torch.rand(4, len(images), device=images.device) - 1)
+    brightness, contrast, saturation = 1 + draws[:3, :, None, None]  # (B, 1, 1) each
+    angle = 2 * torch.pi * draws[3]
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
+    to_yiq = images.new_tensor(_YIQ)
+    to_rgb = torch.linalg.inv(to_yiq)  # its first column is ones
+    colours = to_yiq[0] + to_rgb[:, 1:] @ (saturation * turn) @ to_yiq[1:]  # (B, 3, 3)
+    luma = to_yiq[0] @ images.mean((2, 3))[..., None]  # (B, 1)
+    offset = (1 - contrast) * brightness * luma[..., None]
+    pixels = torch.baddbmm(offset, contrast * brightness * colours, images.flatten(2))
+    return pixels.clamp_(0, 1).view_as(images)

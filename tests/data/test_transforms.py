@@ -3,8 +3,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
 
-from da.data.transforms import DomainConfig, Geometry, photometric
+from da.data.transforms import _YIQ, DomainConfig, Geometry, photometric
 from da.labels import IGNORE
 
 
@@ -99,6 +100,27 @@ def test_photometric_draws_per_image_and_from_the_global_generator() -> None:
     assert not torch.allclose(out[0], out[1])
     assert out.min() >= 0
     assert out.max() <= 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_jitter_is_brightness_contrast_saturation_in_their_ranges_and_turns_hue_around_grey(seed: int) -> None:
+    """Against torchvision's own steps; inside the range, so that nothing is cut off."""
+    images = 0.4 + 0.2 * torch.rand(1, 3, 8, 8)
+    torch.manual_seed(seed)
+    out = photometric(images, 0.2, 0)
+    torch.manual_seed(seed)
+    brightness, contrast, saturation, hue = (0.2 * (2 * torch.rand(4, 1) - 1)).flatten().tolist()
+    plain = F.adjust_contrast(F.adjust_brightness(images, 1 + brightness), 1 + contrast)
+    luma = F.rgb_to_grayscale(plain)
+    assert torch.allclose(F.rgb_to_grayscale(out), luma, atol=2e-3)  # torchvision rounds the weights of luma
+    chroma, turned = (plain - luma)[0].flatten(1), (out - F.rgb_to_grayscale(out))[0].flatten(1)
+    yiq = torch.tensor(_YIQ)[1:]
+    before, after = (torch.complex(*(yiq @ c)) for c in (chroma, turned))
+    expected = before * (1 + saturation) * np.exp(2j * np.pi * hue)
+    assert torch.allclose(after, expected, atol=2e-3)
+    grey = torch.rand(1, 1, 8, 8).expand(1, 3, 8, 8)
+    out = photometric(grey, 0.2, 0)
+    assert torch.allclose(out, out[:, :1].expand_as(out), atol=1e-5)
 
 
 def test_blur_alone_smooths_and_its_probability_counts() -> None:
