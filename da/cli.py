@@ -189,8 +189,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Exit codes: 0 done, 1 inputs skipped or a bug, 2 a mistake to mend; of `train` besides:
-    75 stopped by SIGUSR1 or the time limit, 130 by SIGINT, 143 by SIGTERM, all with the state saved."""
+    """Run one command. Exit codes: 0 done, 1 inputs skipped or a bug, 2 a mistake to mend; of `train` and `translate`
+    besides: 75 stopped by SIGUSR1 or the time limit, 130 by SIGINT, 143 by SIGTERM, all with the state saved."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
     if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(options, "words")):
@@ -290,6 +290,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _translate(options: argparse.Namespace) -> int:
+    from da.engine.stop import Stopped
     from da.translate import translate
 
     names, overrides = _split(options.words)
@@ -297,7 +298,10 @@ def _translate(options: argparse.Namespace) -> int:
         raise UserError("name a run folder and the folder to write: python -m da translate RUN OUT")
     if options.batch < 1:
         raise UserError(f"--batch {options.batch}: at least 1")
-    translate(Path(names[0]), Path(names[1]), overrides, options.batch, options.agreement)
+    try:
+        translate(Path(names[0]), Path(names[1]), overrides, options.batch, options.agreement)
+    except Stopped as stopped:
+        return _leave(stopped.code, f"stopped by {stopped}; the same command goes on from there")
     return 0
 
 

@@ -25,6 +25,7 @@ from da.data.transforms import DomainConfig
 from da.engine import dist, run_files
 from da.engine.log import bar, say
 from da.engine.stepper import Stepper
+from da.engine.stop import StopRequests, seconds
 from da.nets.generator import quantise
 from da.run import checkpoint_path, make_stepper, restore
 from da.trainers import base
@@ -44,10 +45,12 @@ def translate(run: Path, out: Path, overrides: Sequence[str], batch: int, agreem
         out: the data root to make; a finished one from the same weights is left alone.
         overrides: settings of the run that may change here (device, precision, workers).
         batch: images of equal size that go through the generator at a time.
-        agreement: also report the share of pixels that the run's segmenter labels alike in image and translation.
+        agreement: also report the share of pixels of the whole set that the run's segmenter labels alike in image and
+            stored translation.
 
     Raises:
         UserError: the method has no generator, or `out` holds something else.
+        Stopped: asked to stop by a signal or `run.time_limit`; what is written stays.
     """
     path = checkpoint_path(run, "last")
     config, trainer, step = restore(path, overrides)
@@ -61,28 +64,31 @@ def translate(run: Path, out: Path, overrides: Sequence[str], batch: int, agreem
         "run": run.resolve().name,
         "step": step,
         "weights": _fingerprint(trainer),
+        "precision": config.run.precision,
         "source": source.model_dump(mode="json", include={"dataset", "root", "split", "size"}),
     }
-    if out.exists():
-        _require_same(out, stamp)
-        say(f"{out} is complete; delete it to translate again")
-        return
-
-    partial = out.with_name(out.name + ".partial")
-    if partial.exists():
-        _require_same(partial, stamp)
-    partial.mkdir(parents=True, exist_ok=True)
-    run_files.write_text(partial / STAMP, json.dumps(stamp, indent=2) + "\n")
     samples = folders.module_of(source.dataset).index(root, source.split)
-    _share_the_rest(root, partial, samples)
-    left = [sample for sample in samples if not _copy_of(sample.image, root, partial).exists()]
-    todo = plain_images(left, config.data.workers)
-    say(f"translating {len(left)} of {len(samples)} images of {root} with {path} (step {step}) on {stepper.device}")
-    alike = _translate_all(stepper, todo, source, root, partial, batch, agreement)
-    os.replace(partial, out)
-    say(f"{out} is complete; python -m da data check {out} --as {source.dataset}")
-    if alike:
-        say(f"label agreement of image and translation: {100 * sum(alike) / len(alike):.1f} % of the pixels")
+    limit = config.run.time_limit
+    with StopRequests(seconds(limit) if limit else None) as stop:
+        if out.exists():
+            _require_same(out, stamp)
+            say(f"{out} is complete; delete it to translate again")
+        else:
+            partial = out.with_name(out.name + ".partial")
+            if partial.exists() and any(partial.iterdir()):
+                _require_same(partial, stamp)
+            partial.mkdir(parents=True, exist_ok=True)
+            run_files.write_text(partial / STAMP, json.dumps(stamp, indent=2) + "\n")
+            _share_the_rest(root, partial, samples)
+            left = [sample for sample in samples if not _copy_of(sample.image, root, partial).exists()]
+            say(f"translating {len(left)} of {len(samples)} images of {root} with {path} on {stepper.device}")
+            todo = plain_images(left, config.data.workers)
+            _translate_all(stepper, todo, source, root, partial, batch, stop)
+            os.replace(partial, out)
+            say(f"{out} is complete; python -m da data check {out} --as {source.dataset}")
+        if agreement:
+            share = _agreement(stepper, samples, source, root, out, config.data.workers, stop)
+            say(f"label agreement of image and translation: {100 * share:.1f} % of the pixels")
 
 
 def _translate_all(
@@ -92,16 +98,15 @@ def _translate_all(
     root: Path,
     out: Path,
     batch: int,
-    agreement: bool,
-) -> list[float]:
-    alike: list[float] = []
+    stop: StopRequests,
+) -> None:
+    trainer: base.Trainer = stepper.trainer  # type: ignore[assignment]
     with ThreadPoolExecutor(4) as writers:
         written: list[Future[None]] = []
-        for group in _batches(bar(todo, "translate", len(todo)), batch):
-            images = torch.stack([image for _, image in group]).to(stepper.device)
-            real, fake = _through_generator(stepper, images, source)
-            if agreement:
-                alike += _agreement(stepper, real, fake)
+        for group in stop.watch(_batches(bar(todo, "translate", len(todo)), batch), 0):
+            images = torch.stack([image for _, image in group])
+            with torch.no_grad(), stepper.autocast():
+                fake = trainer.translate(_at_training_size(images, source, stepper))
             for (sample, _), picture in zip(group, _resized(fake, images.shape[-2:])):
                 target = _copy_of(sample.image, root, out)
                 written.append(writers.submit(_write, target, quantise(picture).permute(1, 2, 0).cpu().numpy()))
@@ -109,18 +114,12 @@ def _translate_all(
                 written.pop(0).result()
         for pending in written:
             pending.result()
-    return alike
 
 
-@torch.no_grad()
-def _through_generator(stepper: Stepper, images: Tensor, source: DomainConfig) -> tuple[Tensor, Tensor]:
-    """uint8 images (B, 3, H, W) at the training size in [0, 1], and their translations."""
-    trainer: base.Trainer = stepper.trainer  # type: ignore[assignment]
-    real = images.float() / 255
-    if source.size is not None:
-        real = _resized(real, (source.size[1], source.size[0])).clamp(0, 1)
-    with stepper.autocast():
-        return real, trainer.translate(real)
+def _at_training_size(images: Tensor, source: DomainConfig, stepper: Stepper) -> Tensor:
+    """uint8 images (B, 3, H, W) on the device, in [0, 1], resized where the source has a training size."""
+    unit = images.to(stepper.device).float() / 255
+    return unit if source.size is None else _resized(unit, (source.size[1], source.size[0])).clamp(0, 1)
 
 
 def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
@@ -130,11 +129,26 @@ def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
-def _agreement(stepper: Stepper, real: Tensor, fake: Tensor) -> list[float]:
+def _agreement(
+    stepper: Stepper,
+    samples: list[Sample],
+    source: DomainConfig,
+    root: Path,
+    out: Path,
+    workers: int,
+    stop: StopRequests,
+) -> float:
+    """Mean over the images of the share of pixels that the segmenter labels alike in both of a pair."""
     trainer: base.Trainer = stepper.trainer  # type: ignore[assignment]
-    with stepper.autocast():
-        labels = [trainer.segmenter(image, "source").main.argmax(1) for image in (real, fake)]
-    return (labels[0] == labels[1]).float().mean((1, 2)).tolist()
+    translations = [sample._replace(image=_copy_of(sample.image, root, out)) for sample in samples]
+    pairs = zip(plain_images(samples, workers), plain_images(translations, workers))
+    total = 0.0
+    for (_, real), (_, fake) in stop.watch(bar(pairs, "agreement", len(samples)), 0):
+        with stepper.autocast():
+            shown = (_at_training_size(image[None], source, stepper) for image in (real, fake))
+            a, b = (trainer.segmenter(image, "source").main.argmax(1) for image in shown)
+        total += float((a == b).float().mean())
+    return total / len(samples)
 
 
 def _batches(items: Iterable[tuple[Sample, Tensor]], size: int) -> Iterable[list[tuple[Sample, Tensor]]]:
@@ -165,11 +179,11 @@ def _share_the_rest(root: Path, out: Path, samples: list[Sample]) -> None:
             continue
         link = _copy_of(sample.label, root, out)
         link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.exists():
-            try:
-                link.symlink_to(sample.label.resolve())
-            except OSError:  # a file system without links
-                shutil.copy2(sample.label, link)
+        link.unlink(missing_ok=True)  # it may be a copy that was cut off
+        try:
+            link.symlink_to(sample.label.resolve())
+        except OSError:  # a file system without links
+            shutil.copy2(sample.label, link)
     for path in root.iterdir():
         if path.is_file() and path.name != STAMP:
             shutil.copy2(path, out / path.name)

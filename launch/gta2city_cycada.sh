@@ -46,6 +46,14 @@ stage() { # stage NAME [setting ...]: train one stage with the caller's settings
 }
 
 words=("$@")
+stages="source_only cycada_pixel cycada_pixel_segmenter cycada_feature cycada_feature_only oracle"
+for word in "$@"; do
+  name=${word%%=*}
+  [[ "$name" != *:* || " $stages " == *" ${name%%:*} "* ]] || {
+    echo "error: $word: no stage ${name%%:*}; stages: $stages" >&2
+    exit 2
+  }
+done
 translated=$(run cycada_pixel)/translated
 stage source_only
 stage cycada_pixel "init=$(run source_only)"

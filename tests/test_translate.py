@@ -1,11 +1,15 @@
 """A translated data set is an ordinary data root, whole or not there."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny
+from tiny import REPOSITORY, tiny
 
 import da.translate
 from da.config import UserError
@@ -38,8 +42,55 @@ def test_gives_a_data_root_with_the_sources_names_sizes_and_labels(run, tmp_path
             assert a.size == b.size
             assert not np.array_equal(np.asarray(a.convert("RGB")), np.asarray(b))
         assert np.array_equal(gta5.read_label(old.label), gta5.read_label(new.label))
-    assert (gta5_root / "split.mat").exists() == (out / "split.mat").exists()
     assert json.loads((out / "translation.json").read_text())["step"] == 1
+
+
+def test_labels_are_links_and_split_files_come_along(run, tmp_path, gta5_root):
+    (gta5_root / "list.txt").write_text("00001\n")
+    out = tmp_path / "translated"
+    (tmp_path / "translated.partial").mkdir()  # as a call leaves that was killed at once
+    translate(run, out, (), batch=4, agreement=False)
+    for old, new in zip(gta5.index(gta5_root, "all"), gta5.index(out, "all")):
+        assert new.label.is_symlink()
+        assert new.label.resolve() == old.label.resolve()
+    assert (out / "list.txt").read_text() == "00001\n"
+
+
+def test_agreement_is_that_of_the_whole_stored_set_also_later(run, tmp_path, capsys):
+    out = tmp_path / "translated"
+    translate(run, out, (), batch=3, agreement=True)
+    first = capsys.readouterr().out
+    translate(run, out, (), batch=3, agreement=True)
+    again = capsys.readouterr().out
+    assert "label agreement" in first
+    assert first.splitlines()[-1] == again.splitlines()[-1]
+
+
+def test_sigkill_and_sigusr1_lose_no_finished_picture(run, tmp_path, gta5_root):
+    """Ended in mid-work by either, called again: the pictures of a call that ran through."""
+    translate(run, tmp_path / "straight", (), batch=1, agreement=False)
+    out = tmp_path / "translated"
+    slow = "import time, da.translate as t; f = t._at_training_size; "
+    slow += "t._at_training_size = lambda *a: (time.sleep(0.5), f(*a))[1]; "
+    call = "import sys, da.cli; sys.exit(da.cli.main(sys.argv[1:]))"
+    for number in (signal.SIGKILL, signal.SIGUSR1):
+        command = [sys.executable, "-c", slow + call, "translate", str(run), str(out), "--batch", "1"]
+        process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+        already, until = pictures(out), time.monotonic() + 60
+        while pictures(out) == already:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(60) == (75 if number == signal.SIGUSR1 else -number)
+        assert not out.exists()
+    translate(run, out, (), batch=1, agreement=False)
+    for sample in gta5.index(gta5_root, "all"):
+        name = sample.image.relative_to(gta5_root)
+        assert (out / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+def pictures(out):
+    return {path.name for path in out.with_name(out.name + ".partial").glob("images/0*")}
 
 
 def test_a_killed_call_goes_on_and_a_finished_one_is_left_alone(run, tmp_path, monkeypatch, gta5_root):

@@ -63,7 +63,7 @@ class ImagePool:
 
 
 class RunningMean:
-    """Mean of the last `length` values of a scalar, averaged over the processes; stays on the device."""
+    """Mean of the last `length` values of a scalar, each averaged over the processes; stays on the device."""
 
     def __init__(self, length: int) -> None:
         self.length = length

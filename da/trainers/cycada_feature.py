@@ -15,9 +15,10 @@ image; f the segmenter; h(x) its scores, or the features they are made of; D the
 f minimises L_seg + lambda_g L_adv, D minimises lambda_d L_D. L_adv counts only while D's accuracy, averaged over the
 last `gate_window` updates, is at least `gate`: a D that is no better than chance has nothing to teach.
 
-Differs from the authors' code: the supervised step always runs, theirs waits for the gate; f and D step together,
-theirs D, then f on the adversarial and f on the supervised loss, each with a step of its own; D judges at the output
-stride, theirs after upsampling; the source is domain 0 everywhere, theirs 1.
+Differs from the authors' code: the supervised step always runs, theirs waits for the gate, and a run whose gate
+stays shut for an epoch ends; f and D step together, theirs D, then f on the adversarial and f on the
+supervised loss, each with a step of its own; the auxiliary head's loss; D judges at the output stride, theirs after
+upsampling; the source is domain 0 everywhere, theirs 1.
 """
 
 from typing import Literal
@@ -65,7 +66,7 @@ class Trainer(base.Trainer):
             "segmenter": m.build(self.segmenter),
             "d": SGD(self.d.parameters(), lr=m.lr_d, momentum=m.momentum, weight_decay=m.weight_decay),
         }
-        self.accuracy = RunningMean(m.gate_window)
+        self.accuracy = RunningMean(m.gate_window * config.run.accumulate)  # it is given each micro-batch's
         self.memory = {"accuracy": self.accuracy}
 
     def step(self, batch: Batch, backward: Backward) -> dict[str, Tensor]:

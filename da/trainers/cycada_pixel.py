@@ -21,7 +21,7 @@ so that validation says how well a translation keeps what the segmenter knows.
 Differs from the authors' code: they released the semantic term for digits only, with a classifier trained alongside
 and left out while its loss is above 1; here f_s is frozen (`init`), its doubtful pixels can be left out
 (`sem_confidence`), and the term warms in. Ground truth on the source side and the score distance of BDL (Li et al.,
-CVPR 2019), there also taken on reconstructions, are settings.
+CVPR 2019) are settings; BDL weighs the distance 0.1 and takes it, ten times heavier, on reconstructions too.
 """
 
 from typing import Literal
@@ -48,7 +48,7 @@ class Config(Section):
     lambda_idt: NonNegativeFloat = 0.5  # times lambda_cyc
     lambda_sem: NonNegativeFloat = 1.0  # 0 = CycleGAN alone
     semantic: Literal["labels", "ground_truth", "scores"] = "labels"  # ground_truth: y_s instead of p(x_s)
-    sem_confidence: float = Field(0.0, ge=0, lt=1)  # pixels whose p(x) is less probable do not count
+    sem_confidence: float = Field(0.0, ge=0, lt=1)  # pixels whose p(x) is less probable do not count (not `scores`)
     sem_start: NonNegativeInt = 0  # update at which L_sem sets in
     sem_ramp: NonNegativeInt = 0  # updates over which it then rises to its full weight
     pool: NonNegativeInt = 50  # past translations kept for each discriminator
@@ -65,6 +65,12 @@ class Trainer(base.Trainer):
         m = self.method
         if m.lambda_sem and not config.init:
             raise UserError("init: name the run of the source segmenter, or set method.lambda_sem=0 (CycleGAN alone)")
+        if m.semantic == "scores" and m.sem_confidence:
+            raise UserError("method.sem_confidence: the score distance has no doubtful pixels; set it to 0")
+        if config.data.jitter or config.data.blur:
+            raise UserError(
+                "data.jitter, data.blur: the translation would learn them as a style; set both to 0"
+            )
         self.g_st, self.g_ts = Generator(m.blocks, m.width), Generator(m.blocks, m.width)
         self.d_s, self.d_t = PatchDiscriminator(m.width), PatchDiscriminator(m.width)
         self.segmenter = PSPNet(config.model)  # f_s
@@ -83,7 +89,7 @@ class Trainer(base.Trainer):
         assert batch.tgt_image is not None
         self.segmenter.eval()
         m = self.method
-        x_s, x_t = (to_generator(self.view(image)) for image in (batch.src_image, batch.tgt_image))  # in [-1, 1]
+        x_s, x_t = (to_generator(image.float() / 255) for image in (batch.src_image, batch.tgt_image))  # in [-1, 1]
 
         # G: both generators
         base.freeze([self.d_s, self.d_t], True)
@@ -98,12 +104,12 @@ class Trainer(base.Trainer):
             identity = F.l1_loss(self.g_st(x_t), x_t) + F.l1_loss(self.g_ts(x_s), x_s)  # L_idt
             scalars["loss/identity"] = identity
             loss = loss + m.lambda_cyc * m.lambda_idt * identity
-        if m.lambda_sem:
+        if lambda_sem := m.lambda_sem * self.warm_in(m.sem_start, m.sem_ramp):
             y_s = batch.src_label if m.semantic == "ground_truth" else None
             st, scalars["agreement/st"] = self.semantic(fake_t, x_s, y_s)
             ts, scalars["agreement/ts"] = self.semantic(fake_s, x_t)
             scalars["loss/semantic"] = st + ts  # L_sem
-            loss = loss + m.lambda_sem * self.warm_in(m.sem_start, m.sem_ramp) * scalars["loss/semantic"]
+            loss = loss + lambda_sem * scalars["loss/semantic"]
         backward(loss)
 
         # D: tell pictures from translations
