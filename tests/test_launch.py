@@ -1,8 +1,10 @@
 """The launch scripts as a user calls them."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from tiny import REPOSITORY, overrides
@@ -72,3 +74,38 @@ def test_cycada_runs_stage_by_stage_and_skips_what_is_finished(tmp_path, gta5_ro
     for name, root in (("cycada_feature", translated), ("cycada_feature_only", gta5_root)):
         config = (tmp_path / f"runs/mini/{name}-seed3/config.yaml").read_text()
         assert f"root: {root}" in config
+
+
+def test_cycada_killed_in_each_stage_ends_with_the_same_table(tmp_path, gta5_root, cityscapes_root):
+    settings = [*overrides(gta5_root, cityscapes_root), f"oracle:data.source.root={cityscapes_root}"]
+    settings += ["cycada_pixel:method.blocks=1", "cycada_pixel:method.width=8", "run.steps=8"]
+    straight = launch("gta2city_cycada.sh", *settings, RUNS=str(tmp_path / "straight"))
+    assert straight.returncode == 0, straight.stderr
+    runs = tmp_path / "killed/mini"
+    begun = [runs / f"{name}-seed0/checkpoints/last.pt" for name in ("source_only", "cycada_pixel")]
+    begun += [runs / "cycada_pixel-seed0/translated.partial/translation.json"]
+    later = ("cycada_pixel_segmenter", "cycada_feature", "cycada_feature_only", "oracle")
+    begun += [runs / f"{name}-seed0/checkpoints/last.pt" for name in later]
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_ROOT")}
+    environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "RUNS": str(tmp_path / "killed")}
+    script = ["bash", str(REPOSITORY / "launch/gta2city_cycada.sh"), *settings]
+    for file in begun:
+        process = subprocess.Popen(script, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+        until = time.monotonic() + 120
+        while not file.exists():
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (file.parents[1] / "summary.json").exists() or "translated" in str(file)
+    done = launch("gta2city_cycada.sh", *settings, RUNS=str(tmp_path / "killed"))
+    assert done.returncode == 0, done.stderr
+    tables = [out[out.rindex("mIoU19") :].replace("killed", "straight") for out in (done.stdout, straight.stdout)]
+    assert tables[0] == tables[1]
+
+
+def test_cycada_refuses_a_stage_that_does_not_exist(tmp_path):
+    done = launch("gta2city_cycada.sh", "cycada_pixl:run.steps=1", RUNS=str(tmp_path))
+    assert done.returncode == 2
+    assert "no stage cycada_pixl" in done.stderr

@@ -237,5 +237,9 @@ def test_score_distance_is_zero_for_equal_shapes_of_scores_and_leaves_the_wanted
     wanted = torch.randn(2, 5, 8, 8, requires_grad=True)
     scores = (3 * wanted + 1).detach().requires_grad_()
     assert score_distance(scores, wanted).item() == pytest.approx(0, abs=1e-4)
-    score_distance(torch.randn(2, 5, 8, 8, requires_grad=True), wanted).backward()
+    other = torch.randn(2, 5, 8, 8, requires_grad=True)
+    distance = score_distance(other, wanted)
+    assert distance.item() == pytest.approx(2, rel=0.3)  # of independent maps of variance 1
+    distance.backward()
+    assert other.grad is not None
     assert wanted.grad is None

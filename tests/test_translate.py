@@ -6,8 +6,11 @@ import subprocess
 import sys
 import time
 
+import cv2
 import numpy as np
 import pytest
+import torch
+from conftest import save_palette_png, save_png
 from PIL import Image
 from tiny import REPOSITORY, tiny
 
@@ -15,7 +18,10 @@ import da.translate
 from da.config import UserError
 from da.data import gta5
 from da.data.check import check_root
-from da.run import train
+from da.data.loaders import plain_images
+from da.engine.stop import StopRequests
+from da.nets.generator import quantise
+from da.run import make_stepper, restore, train
 from da.translate import translate
 
 
@@ -91,6 +97,28 @@ def test_sigkill_and_sigusr1_lose_no_finished_picture(run, tmp_path, gta5_root):
 
 def pictures(out):
     return {path.name for path in out.with_name(out.name + ".partial").glob("images/0*")}
+
+
+@pytest.mark.slow
+def test_a_gta5_sized_picture_is_translated_in_one_piece(run, tmp_path, gta5_root, cityscapes_root):
+    """The stored picture is that of one pass over the whole image: no tiles, so no seams between them."""
+    pixels = np.random.default_rng(0).integers(0, 256, (66, 120, 3), np.uint8)
+    image = cv2.resize(pixels, (1914, 1052), interpolation=cv2.INTER_CUBIC)
+    root = tmp_path / "large"
+    save_png(root / "images/00001.png", image)
+    save_palette_png(root / "labels/00001.png", np.zeros((1052, 1914), np.uint8))
+    out = tmp_path / "translated"
+    config, trainer, _ = restore(run / "checkpoints/last.pt", ())
+    stepper = make_stepper(trainer, config, torch.device("cpu"))
+    own_size = config.data.source.model_copy(update={"size": None})
+    samples = gta5.index(root, "all")
+    (out / "images").mkdir(parents=True)
+    with StopRequests(None) as stop:
+        da.translate._translate_all(stepper, plain_images(samples, 0), own_size, root, out, 1, stop)
+    with torch.no_grad():
+        whole = trainer.translate(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)
+    stored = np.asarray(Image.open(out / "images/00001.png"))
+    assert np.array_equal(stored, quantise(whole)[0].permute(1, 2, 0).numpy())
 
 
 def test_a_killed_call_goes_on_and_a_finished_one_is_left_alone(run, tmp_path, monkeypatch, gta5_root):

@@ -68,9 +68,7 @@ class Trainer(base.Trainer):
         if m.semantic == "scores" and m.sem_confidence:
             raise UserError("method.sem_confidence: the score distance has no doubtful pixels; set it to 0")
         if config.data.jitter or config.data.blur:
-            raise UserError(
-                "data.jitter, data.blur: the translation would learn them as a style; set both to 0"
-            )
+            raise UserError("data.jitter, data.blur: the translation would learn them as a style; set both to 0")
         self.g_st, self.g_ts = Generator(m.blocks, m.width), Generator(m.blocks, m.width)
         self.d_s, self.d_t = PatchDiscriminator(m.width), PatchDiscriminator(m.width)
         self.segmenter = PSPNet(config.model)  # f_s

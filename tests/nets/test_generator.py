@@ -12,6 +12,7 @@ def parameters(module: torch.nn.Module) -> int:
 
 def test_parameter_count_is_the_papers():
     assert parameters(Generator()) == 11_378_179
+    assert parameters(Generator(blocks=6)) == 7_837_699
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 30), (33, 19)])
@@ -44,16 +45,3 @@ def test_range_maps_are_inverse_and_differentiable():
     back.sum().backward()
     torch.testing.assert_close(image.grad, torch.ones_like(image))
     assert quantise(torch.tensor([-0.1, 0.0, 0.5, 1.0, 1.2])).tolist() == [0, 0, 128, 255, 255]
-
-
-@pytest.mark.slow
-def test_a_gta5_sized_image_is_translated_without_seams():
-    """A picture with period 4 is translated to one with period 4: no place is treated differently."""
-    g = Generator(blocks=2, width=8).eval()
-    tile = torch.rand(1, 3, 4, 4) * 2 - 1
-    image = tile.repeat(1, 1, 263, 479)[..., :1052, :1914]
-    with torch.no_grad():
-        out = g(image)
-    assert out.shape == (1, 3, 1052, 1914)
-    inside = out[..., 64:-64, 64:-62]
-    torch.testing.assert_close(inside[..., 4:, 4:], inside[..., :-4, :-4], atol=2e-3, rtol=0)

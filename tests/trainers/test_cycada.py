@@ -1,11 +1,14 @@
 """CyCADA's two trainers: who learns from what, and what is remembered."""
 
+import numpy as np
 import pytest
 import torch
 from test_contract import backward, batch
 from tiny import tiny
 
 from da.config import UserError
+from da.evaluation import visualize
+from da.run import make_stepper, training_picture
 from da.trainers import base
 
 
@@ -71,13 +74,31 @@ class TestPixel:
             assert equal(gradients([off.modules[name]]), gradients([on.modules[name]])), name
 
     def test_semantic_term_waits_and_warms_in(self, make):
-        waiting, off = make("cycada_pixel", "method.sem_start=10", "method.sem_ramp=10"), make("cycada_pixel")
-        shares = []
-        for now in (0, 10, 15, 20, 99):
-            waiting.now = now
-            shares.append(waiting.warm_in(10, 10))
-        assert shares == [0, 0, 0.5, 1, 1]
-        assert off.warm_in(0, 0) == 1
+        """Its share of the generators' gradient: none, half, all."""
+        without, with_all = (self.gradient_of_g(make, f"method.lambda_sem={weight}") for weight in (0, 1))
+        for now, share in ((0, 0), (10, 0), (15, 0.5), (20, 1), (99, 1)):
+            found = self.gradient_of_g(make, "method.sem_start=10", "method.sem_ramp=10", now=now)
+            torch.testing.assert_close(found, without + share * (with_all - without), rtol=1e-3, atol=1e-5)
+
+    def gradient_of_g(self, make, *settings: str, now: int = 0) -> torch.Tensor:
+        trainer = make("cycada_pixel", *settings)
+        trainer.now = now
+        trainer.step(batch(), backward)
+        return torch.cat([gradient.flatten() for gradient in gradients([trainer.g_st])])
+
+    def test_ground_truth_stands_in_for_the_labels_of_the_source(self, make):
+        """Where it says what the segmenter says, the loss is the same; where it says nothing, a half is left."""
+        trainers = {kind: make("cycada_pixel", f"method.semantic={kind}") for kind in ("labels", "ground_truth")}
+        given = batch()
+        wanted = trainers["labels"].step(given, backward)["loss/semantic"]
+        image = given.src_image.float() / 255
+        with torch.no_grad():
+            said = trainers["labels"].segmenter(image, "source").main.argmax(1)
+        found = trainers["ground_truth"].step(given._replace(src_label=said.to(torch.uint8)), backward)
+        torch.testing.assert_close(found["loss/semantic"], wanted)
+        given.src_label.fill_(255)
+        found = trainers["ground_truth"].step(given, backward)
+        assert 0 < found["loss/semantic"] < wanted
 
     def test_identity_generators_have_no_cycle_loss(self, make):
         trainer = make("cycada_pixel", "method.lambda_sem=0")
@@ -94,6 +115,28 @@ class TestPixel:
     def test_needs_a_segmenter_for_the_semantic_term(self, make):
         with pytest.raises(UserError, match=r"method\.lambda_sem=0"):
             make("cycada_pixel", "init=null")
+
+    @pytest.mark.parametrize(
+        ("settings", "named"),
+        [
+            (["method.semantic=scores", "method.sem_confidence=0.5"], "sem_confidence"),
+            (["data.jitter=0.2"], r"data\.jitter"),
+        ],
+    )
+    def test_refuses_settings_without_effect(self, make, settings, named):
+        with pytest.raises(UserError, match=named):
+            make("cycada_pixel", *settings)
+
+    def test_tensorboard_shows_each_picture_above_its_prediction(self, make, monkeypatch):
+        trainer, seen = make("cycada_pixel"), []
+        monkeypatch.setattr(visualize, "grid", lambda rows, titles: seen.extend(rows))
+        training_picture(make_stepper(trainer, trainer.config, torch.device("cpu")), batch())
+        assert [len(row) for row in seen] == [3, 3, 3, 3]
+        image = batch().src_image[:1].float() / 255
+        assert np.array_equal(seen[0][0], visualize.to_picture(batch().src_image[0]))
+        with torch.no_grad():
+            label = trainer.segmenter(image, "source").main[0].argmax(0)
+        assert np.mean(seen[1][0] == visualize.colorize(label.to(torch.uint8))) > 0.99  # its own rounding to [-1, 1]
 
     def test_translates_and_shows_rows_of_three(self, make):
         trainer = make("cycada_pixel")
