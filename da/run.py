@@ -35,7 +35,7 @@ from da.engine.loop import Loop, Scalars
 from da.engine.stepper import Stepper
 from da.engine.stop import StopRequests, seconds
 from da.evaluation import official, visualize
-from da.evaluation.infer import EvalConfig, predict_labels, upsample
+from da.evaluation.infer import EvalConfig, entropy, predict_entropy, predict_labels, upsample
 from da.evaluation.metrics import ConfusionMatrix, scores
 from da.evaluation.report import table
 from da.nets.generator import quantise
@@ -43,6 +43,7 @@ from da.nets.weights import load_modules
 from da.trainers import base
 
 PROTOCOLS = Path(__file__).parents[1] / "experiments/tables/protocols.yaml"
+FINAL_METRICS = ("val/mIoU19", "val/mIoU16", "val/mIoU13")  # columns of TensorBoard's HParams tab
 EVALUATION_KEYS = ("data.val.", "data.workers", "eval.", "run.device", "run.precision", "run.pictures")
 
 
@@ -104,8 +105,10 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     def validate(step: int, limit: int | None) -> Scalars:
         counts, pictures = evaluate(stepper, config, val, limit, None if limit else stop.watch)
         if loop.log and limit is None:
-            picture = visualize.grid(pictures, ("image", "prediction", "label"))
+            picture = visualize.grid(pictures, ("image", "prediction", "label", "entropy"))
             loop.log.picture(step, "val/examples", picture)
+            if step == config.run.steps:
+                loop.log.result(step, hyperparameters(config), FINAL_METRICS)
         return {f"val/{name}": value for name, value in scores(counts, config.eval.classes).items()}
 
     def show(step: int, batch: Batch) -> None:
@@ -168,7 +171,7 @@ def evaluate(
     watch: Callable[[Iterable[ValSample], int], Iterable[ValSample]] | None = None,
     keep: Callable[[str, Tensor], None] | None = None,
 ) -> tuple[np.ndarray, list[list[np.ndarray]]]:
-    """The (19, 19) confusion matrix over `val`, and `run.pictures` rows of image, prediction and label.
+    """The (19, 19) confusion matrix over `val`, and `run.pictures` rows of image, prediction, label and entropy.
 
     `watch(val, len(val))` may cut the validation off by an exception. `keep` is called with the name and the (H, W)
     uint8 trainIds of every prediction.
@@ -183,15 +186,17 @@ def evaluate(
         if config.eval.label_size:
             width, height = config.eval.label_size
             label = resize(label[None], [height, width], InterpolationMode.NEAREST_EXACT)[0]
+        size = (label.shape[0], label.shape[1])
         with stepper.autocast():
-            height, width = label.shape
-            prediction = predict_labels(stepper.trainer.predict, image, (height, width), config.eval)
+            prediction = predict_labels(stepper.trainer.predict, image, size, config.eval)
         matrix.add(label, prediction)
         if keep:
             keep(sample.name, prediction)
         if len(pictures) < config.run.pictures:
-            row = [visualize.to_picture(image), visualize.colorize(prediction), visualize.colorize(label)]
-            pictures.append(row)
+            with stepper.autocast():
+                unsure = visualize.heat_map(predict_entropy(stepper.trainer.predict, image, size, config.eval))
+            colors = [visualize.colorize(prediction), visualize.colorize(label)]
+            pictures.append([visualize.to_picture(image), *colors, unsure])
     return dist.sum_over_ranks(matrix.counts).cpu().numpy(), pictures
 
 
@@ -207,7 +212,7 @@ def training_picture(stepper: Stepper, batch: Batch) -> np.ndarray:
         with torch.no_grad(), stepper.autocast():
             logits = stepper.trainer.predict(images[:1].to(stepper.device).float() / 255)
             logits = upsample(logits, (images.shape[-2], images.shape[-1]))[0]
-        right = visualize.entropy_map(logits) if rows else visualize.colorize(batch.src_label[0])
+        right = visualize.heat_map(entropy(logits.softmax(0))) if rows else visualize.colorize(batch.src_label[0])
         prediction = visualize.colorize(logits.argmax(0).to(torch.uint8))
         rows.append([visualize.to_picture(images[0]), prediction, right])
     return visualize.grid(rows, ("source / target image", "prediction", "label / entropy"))
@@ -257,6 +262,17 @@ def protocol(config: base.Experiment) -> dict[str, Any]:
         "weights": config.model.weights,
         "val": config.data.val.model_dump(mode="json"),
         "protocol": config.eval.model_dump(mode="json"),
+    }
+
+
+def hyperparameters(config: base.Experiment) -> dict[str, str | int]:
+    """What TensorBoard's HParams tab tells runs apart by."""
+    return {
+        "method": config.trainer,
+        "experiment": config.name,
+        "backbone": config.model.backbone,
+        "weights": config.model.weights,
+        "seed": config.seed,
     }
 
 
