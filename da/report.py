@@ -61,9 +61,9 @@ def draw_examples(block: Block, count: int) -> tuple[list[page.Example], list[st
     for row in bar(rows, "predictions", len(rows)):
         run = next(run for run in row.runs if run.summary)
         try:
-            found[row.name] = predict_examples(run, count)
+            found[row.title] = predict_examples(run, count)
         except UserError as error:
-            remarks.append(f"no pictures of {row.name}: {error}")
+            remarks.append(f"no pictures of {row.title}: {error}")
     examples: list[page.Example] = []
     for same in zip(*found.values()):
         image, _, label, _ = same[0]
