@@ -266,11 +266,11 @@ def _order(row: Row) -> tuple[int, float]:
 def ablations(block: Block) -> list[tuple[str, list[str], list[list[str]]]]:
     """Per trainer with several experiments: its name, the settings that differ, and per experiment their values.
 
-    The last cell of a line is the mean mIoU with its deviation.
+    The oracle is no ablation and left out. The last cell of a line is the mean mIoU with its deviation.
     """
     tables = []
     for trainer in dict.fromkeys(str(row.runs[0].config["trainer"]) for row in block.rows):
-        rows = [row for row in block.rows if row.runs[0].config["trainer"] == trainer and row.scores]
+        rows = [r for r in block.rows if r.runs[0].config["trainer"] == trainer and r.scores and r.name != ORACLE]
         settings = [flatten(row.runs[0].config) for row in rows]
         keys = [k for k in dict.fromkeys(k for s in settings for k in s) if not k.startswith(FREE_KEYS)]
         varied = [k for k in keys if len({json.dumps(s.get(k)) for s in settings}) > 1]

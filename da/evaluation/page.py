@@ -161,7 +161,8 @@ def _per_class(block: Block) -> str:
 def _curves(block: Block) -> str:
     panels, shown = [], []
     for tag, title in CURVES.items():
-        found = [(row, line) for row in block.rows if (line := _series(block, row, tag))]
+        rows = [row for row in block.rows if not row.is_translation]  # their discriminators judge other things
+        found = [(row, line) for row in rows if (line := _series(block, row, tag))]
         if found:
             chart = charts.curves([line for _, line in found], title)
             panels.append(f"<figure><figcaption>{escape(title)}</figcaption>{chart}</figure>")

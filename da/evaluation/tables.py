@@ -108,10 +108,19 @@ def class_table(block: Block) -> list[Line]:
     return lines
 
 
+def _absent(block: Block) -> list[str]:
+    """Classes of the mean that no own row has a figure of."""
+    rows = [row for row in block.rows if row.scores]
+    return [n for n in class_header(block)[1:] if rows and all(row.mean(f"IoU/{n}") is None for row in rows)]
+
+
 def notes(blocks: Sequence[Block]) -> list[str]:
     """What the numbers mean, a sentence each."""
     found = ["mIoU of the last checkpoint, in percent, mean ± sample standard deviation over the seeds named."]
     found.append("* The checkpoint with the highest validation score: it was chosen with target labels.")
+    for block in blocks:
+        if absent := _absent(block):
+            found.append(f"{block.experiment}: means leave out the classes without labels: {', '.join(absent)}.")
     if any(block.published for block in blocks):
         found.append(
             "Published rows stand under the same input size, labels and scales; their networks (column backbone), "

@@ -87,6 +87,7 @@ def test_mean_deviation_gain_and_gap(runs):
     classes = {line.cells[0]: dict(zip(tables.class_header(block), line.cells)) for line in tables.class_table(block)}
     assert classes["source_only"]["road"] == "30.0"
     assert classes["source_only"]["train"] == "-"
+    assert "mini: means leave out the classes without labels: train." in tables.notes([block])
 
 
 def test_unfinished_seeds_stay_out_of_the_mean_and_are_named(runs):
