@@ -50,6 +50,18 @@ SUBSETS: dict[int, tuple[int, ...]] = {
     13: (0, 1, 2, 6, 7, 8, 10, 11, 12, 13, 15, 17, 18),
 }
 
+# Cityscapes' categories; a group's figure is the mean over its classes, other than the benchmark's category IoU, which
+# merges them.
+GROUPS: dict[str, tuple[int, ...]] = {
+    "flat": (0, 1),
+    "construction": (2, 3, 4),
+    "object": (5, 6, 7),
+    "nature": (8, 9),
+    "sky": (10,),
+    "human": (11, 12),
+    "vehicle": (13, 14, 15, 16, 17, 18),
+}
+
 
 def _table(pairs: list[tuple[int, int]]) -> np.ndarray:
     """A 256-entry uint8 look-up table, `IGNORE` wherever no pair says otherwise."""

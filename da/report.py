@@ -61,18 +61,18 @@ def draw_examples(block: Block, count: int) -> tuple[list[page.Example], list[st
     for row in bar(rows, "predictions", len(rows)):
         run = next(run for run in row.runs if run.summary)
         try:
-            found[row.name] = predict_examples(run, count)
+            found[row.title] = predict_examples(run, count)
         except UserError as error:
-            remarks.append(f"no pictures of {row.name}: {error}")
+            remarks.append(f"no pictures of {row.title}: {error}")
     examples: list[page.Example] = []
     for same in zip(*found.values()):
-        image, _, label = same[0]
+        image, _, label, _ = same[0]
         examples.append(page.Example(image, label, {name: row[1] for name, row in zip(found, same)}))
     return examples, remarks
 
 
 def predict_examples(run: Run, count: int) -> list[list[np.ndarray]]:
-    """Image, prediction and label of the first `count` validation images, by the last checkpoint of `run`."""
+    """Image, prediction, label and entropy of the first `count` validation images, by the last checkpoint of `run`."""
     config, trainer, _ = restore(checkpoint_path(run.folder, "last"), [f"run.pictures={count}", "data.workers=0"])
     stepper = make_stepper(trainer, config, dist.pick_device(config.run.device))
     return evaluate(stepper, config, val_samples(config.data.val, workers=0), limit=count)[1]

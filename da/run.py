@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from da.config import Section, Tree, UserError, check, flatten, parse_yaml, read_tree
+from da.config import Tree, UserError, check, flatten, parse_yaml, read_tree
 from da.data import cityscapes, folders, gta5
 from da.data.loaders import (
     Batch,
@@ -35,14 +35,15 @@ from da.engine.loop import Loop, Scalars
 from da.engine.stepper import Stepper
 from da.engine.stop import StopRequests, seconds
 from da.evaluation import official, visualize
-from da.evaluation.infer import EvalConfig, predict_labels, upsample
+from da.evaluation.infer import EvalConfig, entropy, predict_entropy, predict_labels, upsample
 from da.evaluation.metrics import ConfusionMatrix, scores
+from da.evaluation.published import PROTOCOLS, Protocol, read_protocols
 from da.evaluation.report import table
 from da.nets.generator import quantise
 from da.nets.weights import load_modules
 from da.trainers import base
 
-PROTOCOLS = Path(__file__).parents[1] / "experiments/tables/protocols.yaml"
+FINAL_METRICS = ("val/mIoU19", "val/mIoU16", "val/mIoU13")  # columns of TensorBoard's HParams tab
 EVALUATION_KEYS = ("data.val.", "data.workers", "eval.", "run.device", "run.precision", "run.pictures")
 
 
@@ -104,8 +105,10 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     def validate(step: int, limit: int | None) -> Scalars:
         counts, pictures = evaluate(stepper, config, val, limit, None if limit else stop.watch)
         if loop.log and limit is None:
-            picture = visualize.grid(pictures, ("image", "prediction", "label"))
+            picture = visualize.grid(pictures, ("image", "prediction", "label", "entropy"))
             loop.log.picture(step, "val/examples", picture)
+            if step == config.run.steps:
+                loop.log.result(step, hyperparameters(config), FINAL_METRICS)
         return {f"val/{name}": value for name, value in scores(counts, config.eval.classes).items()}
 
     def show(step: int, batch: Batch) -> None:
@@ -168,7 +171,7 @@ def evaluate(
     watch: Callable[[Iterable[ValSample], int], Iterable[ValSample]] | None = None,
     keep: Callable[[str, Tensor], None] | None = None,
 ) -> tuple[np.ndarray, list[list[np.ndarray]]]:
-    """The (19, 19) confusion matrix over `val`, and `run.pictures` rows of image, prediction and label.
+    """The (19, 19) confusion matrix over `val`, and `run.pictures` rows of image, prediction, label and entropy.
 
     `watch(val, len(val))` may cut the validation off by an exception. `keep` is called with the name and the (H, W)
     uint8 trainIds of every prediction.
@@ -183,15 +186,17 @@ def evaluate(
         if config.eval.label_size:
             width, height = config.eval.label_size
             label = resize(label[None], [height, width], InterpolationMode.NEAREST_EXACT)[0]
+        size = (label.shape[0], label.shape[1])
         with stepper.autocast():
-            height, width = label.shape
-            prediction = predict_labels(stepper.trainer.predict, image, (height, width), config.eval)
+            prediction = predict_labels(stepper.trainer.predict, image, size, config.eval)
         matrix.add(label, prediction)
         if keep:
             keep(sample.name, prediction)
         if len(pictures) < config.run.pictures:
-            row = [visualize.to_picture(image), visualize.colorize(prediction), visualize.colorize(label)]
-            pictures.append(row)
+            with stepper.autocast():
+                unsure = visualize.heat_map(predict_entropy(stepper.trainer.predict, image, size, config.eval))
+            colors = [visualize.colorize(prediction), visualize.colorize(label)]
+            pictures.append([visualize.to_picture(image), *colors, unsure])
     return dist.sum_over_ranks(matrix.counts).cpu().numpy(), pictures
 
 
@@ -207,7 +212,7 @@ def training_picture(stepper: Stepper, batch: Batch) -> np.ndarray:
         with torch.no_grad(), stepper.autocast():
             logits = stepper.trainer.predict(images[:1].to(stepper.device).float() / 255)
             logits = upsample(logits, (images.shape[-2], images.shape[-1]))[0]
-        right = visualize.entropy_map(logits) if rows else visualize.colorize(batch.src_label[0])
+        right = visualize.heat_map(entropy(logits.softmax(0))) if rows else visualize.colorize(batch.src_label[0])
         prediction = visualize.colorize(logits.argmax(0).to(torch.uint8))
         rows.append([visualize.to_picture(images[0]), prediction, right])
     return visualize.grid(rows, ("source / target image", "prediction", "label / entropy"))
@@ -245,7 +250,7 @@ def _tell(where: Path, summary: dict[str, Any]) -> None:
     best = summary["best"]
     say(table([summary]))
     say(f"best on validation: {best['val/mIoU']:.2f} at step {best['step']} (chosen with target labels)")
-    say(f"pictures and curves: tensorboard --logdir {where.parent}")
+    say(f"pictures and curves: tensorboard --logdir {where.parent} (runs side by side: tab Custom Scalars)")
 
 
 def protocol(config: base.Experiment) -> dict[str, Any]:
@@ -257,6 +262,17 @@ def protocol(config: base.Experiment) -> dict[str, Any]:
         "weights": config.model.weights,
         "val": config.data.val.model_dump(mode="json"),
         "protocol": config.eval.model_dump(mode="json"),
+    }
+
+
+def hyperparameters(config: base.Experiment) -> dict[str, str | int]:
+    """What TensorBoard's HParams tab tells runs apart by."""
+    return {
+        "method": config.trainer,
+        "experiment": config.name,
+        "backbone": config.model.backbone,
+        "weights": config.model.weights,
+        "seed": config.seed,
     }
 
 
@@ -289,30 +305,17 @@ def restore(path: Path, overrides: Sequence[str] = ()) -> tuple[base.Experiment,
     return config, trainer, state["step"]
 
 
-class Protocol(Section):
-    """One entry of `experiments/tables/protocols.yaml`."""
-
-    eval: EvalConfig  # `classes` stays the run's own where it is not named
-    checkpoint: str  # which checkpoint the published figures come from
-    source: str
-
-
-def read_protocols(names: Sequence[str], path: Path = PROTOCOLS) -> dict[str, Protocol]:
-    """The protocols called `names` of the file `path`.
+def named_protocols(names: Sequence[str]) -> dict[str, Protocol]:
+    """The protocols of `experiments/tables/protocols.yaml` that are called `names`.
 
     Raises:
-        UserError: no such file, a mistake in it, or no such name; the known ones are listed.
+        UserError: no such name, or one without settings; the known ones are listed.
     """
-    tree = read_tree([path])
+    known = {name: entry for name, entry in read_protocols().items() if entry.eval}
     for name in names:
-        if name not in tree.values:
-            raise UserError(f"--protocol {name}: not in {path}; known: {', '.join(tree.values)}")
-    found = {}
-    for name in names:
-        entry = Tree()
-        entry.add(tree.values[name], f"{path}: {name}")
-        found[name] = check(Protocol, entry)
-    return found
+        if name not in known:
+            raise UserError(f"--protocol {name}: not in {PROTOCOLS}; known: {', '.join(known)}")
+    return {name: known[name] for name in names}
 
 
 def evaluate_runs(
@@ -341,7 +344,10 @@ def evaluate_runs(
     """
     if compare_official:
         official.evaluator()
-    named = read_protocols(protocols)
+    named = named_protocols(protocols)
+    for title, entry in named.items():
+        if entry.assumed:
+            say(f"protocol {title}: its source leaves open, assumed here: {entry.assumed}")
     results, columns = [], []
     for run in runs:
         path = checkpoint_path(run, which)
@@ -360,7 +366,7 @@ def evaluate_runs(
                 found = {
                     "run": name,
                     **protocol(config),
-                    **({"protocol_name": label, "published_checkpoint": chosen.checkpoint} if chosen else {}),
+                    **(_named(label, chosen) if label and chosen else {}),
                     "checkpoint": kind,
                     "checkpoint_file": str(path),
                     "step": step,
@@ -382,8 +388,17 @@ def evaluate_runs(
     return results
 
 
+def _named(label: str, chosen: Protocol) -> dict[str, str | None]:
+    return {
+        "protocol_name": label,
+        "published_checkpoint": chosen.checkpoint,
+        **({"protocol_assumed": chosen.assumed} if chosen.assumed else {}),
+    }
+
+
 def _under_protocol(config: base.Experiment, chosen: Protocol, overrides: Sequence[str]) -> base.Experiment:
     """`config` with the protocol's whole `eval:` section, and over it the `eval.` settings of the command line."""
+    assert chosen.eval is not None
     tree = Tree()
     tree.add({"classes": config.eval.classes} | chosen.eval.model_dump(mode="json", exclude_unset=True), "protocol")
     tree.add(read_tree((), overrides).values.get("eval", {}), "command line")

@@ -3,17 +3,30 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from tqdm import tqdm
 
 from da.engine import dist
 from da.engine.run_files import write_text
+from da.labels import GROUPS
 
 T = TypeVar("T")
+
+# TensorBoard's Custom Scalars tab: a chart has a line for every run and every tag that the expression matches.
+CHARTS = {
+    "comparison": {
+        "mIoU": ["Multiline", ["val/mIoU$"]],
+        **{f"mIoU of {group}": ["Multiline", [f"val/mIoU_group/{group}$"]] for group in GROUPS},
+    },
+    "training": {
+        "segmentation loss": ["Multiline", ["loss/seg$"]],
+        "discriminator, target images told apart": ["Multiline", ["d/accuracy_target$"]],
+    },
+}
 
 
 def say(text: str) -> None:
@@ -40,12 +53,16 @@ class RunLog:
 
     def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import custom_scalars
 
         path = folder / "metrics.jsonl"
         kept = [line for line in _lines(path) if _step(line) <= start]
         write_text(path, "".join(line + "\n" for line in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed in close()
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._writer = cast(Any, self._board.file_writer)  # annotated as None
+        if start == 0:
+            self._writer.add_summary(custom_scalars(CHARTS), 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl and one point per TensorBoard tag; NaN (an absent class) is left out."""
@@ -58,6 +75,13 @@ class RunLog:
     def picture(self, step: int, tag: str, picture: np.ndarray) -> None:
         """`picture`: (H, W, 3) uint8 RGB."""
         self._board.add_image(tag, picture, step, dataformats="HWC")
+
+    def result(self, step: int, settings: Mapping[str, str | int], metrics: Sequence[str]) -> None:
+        """A row of TensorBoard's HParams tab: `settings`, and the last value of each scalar named in `metrics`."""
+        from torch.utils.tensorboard.summary import hparams
+
+        for summary in hparams(dict(settings), dict.fromkeys(metrics, 0.0)):  # values are read from the curves
+            self._writer.add_summary(summary, step)
 
     def flush(self) -> None:
         """Hand everything to the disk, as before a checkpoint."""

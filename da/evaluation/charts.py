@@ -75,8 +75,8 @@ def bars(names: Sequence[str], values: Sequence[float | None], baseline: Sequenc
         if base is not None:
             tick = left + span * base / 100
             parts.append(f'<line class="mark" x1="{tick:.1f}" x2="{tick:.1f}" y1="{y + 1}" y2="{y + line - 1}"/>')
-            sign = "up" if value >= base else "down"
             change = f"{value - base:+.1f}"
+            sign = "faint" if change[1:] == "0.0" else "up" if value > base else "down"
             parts.append(f'<text class="{sign}" x="{WIDTH - 4}" y="{y + 12}" text-anchor="end">{change}</text>')
     return _svg(len(names) * line + 4, parts, "IoU per class")
 

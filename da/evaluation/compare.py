@@ -1,6 +1,7 @@
 """Finished runs side by side: grouped by protocol, averaged over seeds, set beside published rows."""
 
 import json
+import os
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,8 +14,10 @@ import numpy as np
 from da.config import UserError, difference, flatten, parse_yaml
 from da.evaluation.infer import EvalConfig
 from da.evaluation.published import Published, PublishedRow
+from da.evaluation.report import TRANSLATORS
 
 BASELINE, ORACLE = "source_only", "oracle"
+TRANSLATED = "‡"  # marks a translation run
 FREE_KEYS = ("seed", "name", "experiment", "data.workers", "run.device", "run.pictures")
 
 
@@ -40,6 +43,11 @@ class Run:
         return str(self.config["name"])
 
     @property
+    def root(self) -> Path:
+        """The folder of all runs, as `--runs` names it."""
+        return self.folder.resolve().parent.parent
+
+    @property
     def state(self) -> str:
         """`finished`, or how far an unfinished run came."""
         if self.summary:
@@ -53,6 +61,7 @@ class Row:
     """One experiment under one protocol, over its seeds.
 
     Attributes:
+        name: of the experiment; with the folder of runs behind it for runs that lie in another one than most.
         scores: by seed, of the last checkpoint, in percent, as `da.evaluation.metrics.scores` names them.
         best: by seed, mIoU of the checkpoint with the highest validation score.
         confusion: (19, 19) counts summed over the seeds that were evaluated; None where none was.
@@ -65,6 +74,16 @@ class Row:
     best: dict[int, float]
     confusion: np.ndarray | None
     notes: list[str]
+
+    @property
+    def is_translation(self) -> bool:
+        """Whether the score is that of the source segmenter on translated images."""
+        return self.runs[0].config["trainer"] in TRANSLATORS
+
+    @property
+    def title(self) -> str:
+        """The name, marked where a reader must not take the row for a method's."""
+        return f"{self.name} {TRANSLATED}" if self.is_translation else self.name
 
     def values(self, key: str) -> list[float]:
         return [s[key] for _, s in sorted(self.scores.items()) if s.get(key) is not None]
@@ -79,7 +98,7 @@ class Block:
 
     Attributes:
         protocol: as stored with the results, with defaults filled in.
-        rows: own results: source only first, the oracle last, the others by rising mean.
+        rows: own results: source only first, then translations, the oracle last, the others by rising mean.
         missing: experiments of the folder that have no run.
         published: rows of the same protocol.
         others: rows of other protocols; never compared.
@@ -160,6 +179,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 def compare(runs: Sequence[Run], published: Published, expected: Sequence[str] = ()) -> list[Block]:
     """Group runs by experiment folder and protocol.
 
+    Runs of the same name that lie below different folders of runs are different variants, each with a row of its own.
     `expected` names the experiments that a table should hold; those without a run are listed as missing.
     """
     grouped: dict[tuple[str, str], list[tuple[Run, dict[str, Any] | None]]] = defaultdict(list)
@@ -169,12 +189,13 @@ def compare(runs: Sequence[Run], published: Published, expected: Sequence[str] =
             if result is None or result["checkpoint"] == "last":
                 grouped[_key(run, result)].append((run, result))
     names = {run.name for run in runs}
+    places = _places(runs)
     blocks: list[Block] = []
     for (experiment, protocol_text), members in grouped.items():
         protocol = json.loads(protocol_text)["protocol"]
         by_name: dict[str, list[tuple[Run, dict[str, Any] | None]]] = defaultdict(list)
         for run, result in members:
-            by_name[run.name].append((run, result))
+            by_name[run.name + places[run.root]].append((run, result))
         rows = sorted((_row(name, found) for name, found in by_name.items()), key=_order)
         here = [p for p in published.rows if p.table == experiment]
         same = [p for p in here if published.protocols[p.protocol].matches(protocol)]
@@ -189,6 +210,14 @@ def compare(runs: Sequence[Run], published: Published, expected: Sequence[str] =
             )
         )
     return blocks
+
+
+def _places(runs: Sequence[Run]) -> dict[Path, str]:
+    """What is added to a run's name by its folder of runs: nothing for the one that holds the others, or the first."""
+    roots = list(dict.fromkeys(run.root for run in runs))
+    common = Path(os.path.commonpath(roots)) if roots else Path()
+    plain = common if common in roots else next(iter(roots), common)
+    return {root: "" if root == plain else f" ({root.relative_to(common)})" for root in roots}
 
 
 def _key(run: Run, result: dict[str, Any] | None) -> tuple[str, str]:
@@ -216,30 +245,38 @@ def _row(name: str, members: list[tuple[Run, dict[str, Any] | None]]) -> Row:
         if "confusion" in result:
             confusions[seed] = np.asarray(result["confusion"], np.int64)
     for run in runs[1:]:
-        changed = [line for line in difference(runs[0].config, run.config) if not line.startswith(FREE_KEYS)]
+        changed = [line for line in difference(_any_seed(runs[0]), _any_seed(run)) if not line.startswith(FREE_KEYS)]
         if changed:
             notes.append(f"{name}: {run.folder.name} differs from {runs[0].folder.name} in {'; '.join(changed)}")
     return Row(name, runs, scores, best, sum(confusions.values()) if confusions else None, notes)  # type: ignore[arg-type]
 
 
+def _any_seed(run: Run) -> dict[str, Any]:
+    """The settings, with the seed taken out of the names of other runs that this one starts from or reads."""
+    text = json.dumps(run.config).replace(f"-seed{run.config['seed']}", "-seedN")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
 def _order(row: Row) -> tuple[int, float]:
-    return {BASELINE: 0, ORACLE: 2}.get(row.name, 1), row.mean("mIoU") or 0.0
+    place = 1 if row.is_translation else {BASELINE: 0, ORACLE: 3}.get(row.name, 2)
+    return place, row.mean("mIoU") or 0.0
 
 
 def ablations(block: Block) -> list[tuple[str, list[str], list[list[str]]]]:
     """Per trainer with several experiments: its name, the settings that differ, and per experiment their values.
 
-    The last cell of a line is the mean mIoU with its deviation.
+    The oracle is no ablation and left out. The last cell of a line is the mean mIoU with its deviation.
     """
     tables = []
     for trainer in dict.fromkeys(str(row.runs[0].config["trainer"]) for row in block.rows):
-        rows = [row for row in block.rows if row.runs[0].config["trainer"] == trainer and row.scores]
+        rows = [r for r in block.rows if r.runs[0].config["trainer"] == trainer and r.scores and r.name != ORACLE]
         settings = [flatten(row.runs[0].config) for row in rows]
         keys = [k for k in dict.fromkeys(k for s in settings for k in s) if not k.startswith(FREE_KEYS)]
         varied = [k for k in keys if len({json.dumps(s.get(k)) for s in settings}) > 1]
         if len(rows) > 1 and varied:
             lines = [
-                [r.name, *(_value(s.get(k)) for k in varied), mean_std(r.values("mIoU"))]
+                [r.title, *(_value(s.get(k)) for k in varied), mean_std(r.values("mIoU"))]
                 for r, s in zip(rows, settings)
             ]
             tables.append((trainer, varied, lines))

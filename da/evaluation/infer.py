@@ -97,11 +97,25 @@ def predict_labels(predict: Predict, image: Tensor, size: tuple[int, int], confi
 
 def predict_probabilities(predict: Predict, image: Tensor, size: tuple[int, int], config: EvalConfig) -> Tensor:
     """Class probabilities (C, height, width) float16 on the CPU; arguments as for `predict_labels`."""
-    strips = []
-    for _, scores in _result_strips(predict, image, size, config):
-        done = config.crf is not None or config.average == "probabilities"
-        strips.append((scores if done else scores.softmax(0)).half().cpu())
+    strips = [probabilities.half().cpu() for probabilities in _probability_strips(predict, image, size, config)]
     return torch.cat(strips, 1)
+
+
+def predict_entropy(predict: Predict, image: Tensor, size: tuple[int, int], config: EvalConfig) -> Tensor:
+    """How unsure the segmenter is, (height, width) float32 from 0 to 1 on the image's device; arguments as for
+    `predict_labels`."""
+    return torch.cat([entropy(strip) for strip in _probability_strips(predict, image, size, config)])
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """(C, H, W) probabilities -> (H, W) entropy divided by ln C, so 0 to 1 (ADVENT, Vu et al., CVPR 2019, eq. 2)."""
+    return torch.special.entr(probabilities).sum(0) / math.log(len(probabilities))
+
+
+def _probability_strips(predict: Predict, image: Tensor, size: tuple[int, int], config: EvalConfig) -> Iterator[Tensor]:
+    done = config.crf is not None or config.average == "probabilities"
+    for _, scores in _result_strips(predict, image, size, config):
+        yield scores if done else scores.softmax(0)
 
 
 def argmax(scores: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """One confusion matrix, and everything that is read from it."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from da.labels import NAMES, NUM_CLASSES, SUBSETS
+from da.labels import GROUPS, NAMES, NUM_CLASSES, SUBSETS
 
 
 class ConfusionMatrix:
@@ -57,7 +59,11 @@ def mean_iou(counts: np.ndarray, classes: int = 19) -> float:
     of the class that was there. Errors into classes outside the subset count too. `official_mean_iou` has the other
     rule; the two agree wherever every class is labelled, as in Cityscapes' own validation split.
     """
-    present = [c for c in SUBSETS[classes] if counts[c].sum() > 0]
+    return _mean_of_labelled(counts, SUBSETS[classes])
+
+
+def _mean_of_labelled(counts: np.ndarray, classes: Sequence[int]) -> float:
+    present = [c for c in classes if counts[c].sum() > 0]
     return float(100 * class_iou(counts)[present].mean()) if present else float("nan")
 
 
@@ -70,7 +76,8 @@ def official_mean_iou(counts: np.ndarray) -> float:
 
 def scores(counts: np.ndarray, classes: int = 19) -> dict[str, float]:
     """All figures in percent: `mIoU` over the subset `classes`, `mIoU19`, `mIoU16`, `mIoU13`, `mAcc`,
-    `pixel_accuracy`, `fwIoU` and `IoU/<class>`; NaN where no labelled pixel tells.
+    `pixel_accuracy`, `fwIoU`, `IoU/<class>` and `mIoU_group/<group>`, the mean over the labelled classes of a group of
+    `da.labels.GROUPS`; NaN where no labelled pixel tells.
 
     fwIoU weights each class's IoU with its share of the labelled pixels (Long et al., CVPR 2015).
     """
@@ -88,4 +95,5 @@ def scores(counts: np.ndarray, classes: int = 19) -> dict[str, float]:
         "fwIoU": float(100 * (rows[labelled] / total * iou[labelled]).sum()),
     }
     per_class = {f"IoU/{name}": float(100 * iou[i]) if labelled[i] else float("nan") for i, name in enumerate(NAMES)}
-    return found | per_class
+    groups = {f"mIoU_group/{group}": _mean_of_labelled(counts, members) for group, members in GROUPS.items()}
+    return found | per_class | groups

@@ -79,7 +79,7 @@ def _section(heading: str, content: str, hint: str = "") -> str:
 def _lead(blocks: Sequence[Block]) -> str:
     """One sentence with the outcome of the first table."""
     block = blocks[0]
-    methods = [row for row in block.rows if row.scores and row.name not in (BASELINE, ORACLE)]
+    methods = [r for r in block.rows if r.scores and r.name not in (BASELINE, ORACLE) and not r.is_translation]
     if not methods or not block.row(BASELINE):
         return ""
     top = max(methods, key=lambda row: row.mean("mIoU") or 0)
@@ -106,7 +106,7 @@ def _headline(block: Block) -> str:
             number = published.mean(block.classes) or 0
             marks += f'<b style="left:{number * scale:.1f}%" title="published: {number:.1f}"></b>'
         lines.append(
-            f'<div class="name">{_breakable(row.name)}</div><div class="bar"><span style="width:{mean * scale:.1f}%;'
+            f'<div class="name">{_breakable(row.title)}</div><div class="bar"><span style="width:{mean * scale:.1f}%;'
             f'background:{tint}"></span>{marks}</div><div class="value">{mean_std(values)}</div>'
         )
     hint = "Last checkpoint, mean over seeds; a dot is one seed" + (
@@ -139,7 +139,7 @@ def _others(block: Block, published: Published) -> str:
 
 
 def _legend(block: Block, rows: Sequence[Row]) -> str:
-    items = "".join(f'<span><i style="background:{color(block, r)}"></i>{escape(r.name)}</span>' for r in rows)
+    items = "".join(f'<span><i style="background:{color(block, r)}"></i>{escape(r.title)}</span>' for r in rows)
     return f'<p class="legend">{items}</p>'
 
 
@@ -153,7 +153,7 @@ def _per_class(block: Block) -> str:
     panels = []
     for row in rows:
         chart = charts.bars(names, [row.mean(f"IoU/{name}") for name in names], below, color(block, row))
-        panels.append(f"<figure><figcaption>{escape(row.name)}</figcaption>{chart}</figure>")
+        panels.append(f"<figure><figcaption>{escape(row.title)}</figcaption>{chart}</figure>")
     hint = "Bars: IoU in percent, mean over seeds. Upright mark: source only. Right: the difference in points."
     return _section("Each class against source only", f'<div class="panels">{"".join(panels)}</div>', hint)
 
@@ -161,7 +161,8 @@ def _per_class(block: Block) -> str:
 def _curves(block: Block) -> str:
     panels, shown = [], []
     for tag, title in CURVES.items():
-        found = [(row, line) for row in block.rows if (line := _series(block, row, tag))]
+        rows = [row for row in block.rows if not row.is_translation]  # their discriminators judge other things
+        found = [(row, line) for row in rows if (line := _series(block, row, tag))]
         if found:
             chart = charts.curves([line for _, line in found], title)
             panels.append(f"<figure><figcaption>{escape(title)}</figcaption>{chart}</figure>")
@@ -183,7 +184,7 @@ def _series(block: Block, row: Row, tag: str) -> charts.Series | None:
     steps = sorted(at)
     values = [at[step] for step in steps]
     means = [float(np.mean(v)) for v in values]
-    return charts.Series(row.name, color(block, row), steps, means, [min(v) for v in values], [max(v) for v in values])
+    return charts.Series(row.title, color(block, row), steps, means, [min(v) for v in values], [max(v) for v in values])
 
 
 def _examples(examples: Sequence[Example]) -> str:
@@ -243,8 +244,8 @@ def _confusion(block: Block) -> str:
     for row in rows:
         assert row.confusion is not None
         chart = charts.confusion(row.confusion, NAMES)
-        panels.append(f"<figure><figcaption>{escape(row.name)}</figcaption>{chart}</figure>")
-    without = [row.name for row in block.rows if row.scores and row.confusion is None]
+        panels.append(f"<figure><figcaption>{escape(row.title)}</figcaption>{chart}</figure>")
+    without = [row.title for row in block.rows if row.scores and row.confusion is None]
     hint = "Rows are labels, columns predictions; each row is divided by its sum. Green: right; red: wrong."
     if without:
         hint += f" Not evaluated yet, so without a matrix (python -m da evaluate RUN): {', '.join(without)}."

@@ -1,37 +1,56 @@
-"""Published results: `experiments/tables/published.yaml`, read and checked."""
+"""Published results and named protocols: the files of `experiments/tables`, read and checked."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import model_validator
 
-from da.config import Section, check, read_tree
+from da.config import Section, Tree, UserError, check, read_tree
 from da.evaluation.infer import EvalConfig
 from da.labels import NAMES, SUBSETS
 
-FILE = Path(__file__).parents[2] / "experiments/tables/published.yaml"
+TABLES = Path(__file__).parents[2] / "experiments/tables"
+FILE, PROTOCOLS = TABLES / "published.yaml", TABLES / "protocols.yaml"
 
 
 class Protocol(Section):
-    """How a published number was measured.
-
-    Attributes:
-        text: in words.
-        settings: what the `eval:` section of a run of the same protocol says; None where no run can match.
-    """
+    """How a number is measured: one entry of `protocols.yaml`, whose head explains each key."""
 
     text: str
-    settings: dict[str, Any] | None = None
+    eval: EvalConfig | None = None
+    checkpoint: str | None = None
+    source: str | None = None
+    assumed: str | None = None
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> "Protocol":
+        if self.eval and not (self.checkpoint and self.source):
+            raise ValueError("a protocol with `eval` needs `checkpoint` and `source`")
+        return self
 
     def matches(self, measured: dict[str, Any]) -> bool:
         """Whether `measured`, the `protocol` of a result, is this one. `align_corners` and the classes that the mean
         runs over may differ; every other setting must be the published one, or where none is published the default."""
-        if self.settings is None:
+        if self.eval is None:
             return False
-        defaults = EvalConfig().model_dump(mode="json")
-        others = measured.keys() - self.settings.keys() - {"align_corners", "classes"}
-        named = all(key in measured and measured[key] == value for key, value in self.settings.items())
-        return named and all(key in defaults and measured[key] == defaults[key] for key in others)
+        own = self.eval.model_dump(mode="json")
+        free = ("align_corners", "classes")
+        return {k: v for k, v in measured.items() if k not in free} == {k: v for k, v in own.items() if k not in free}
+
+
+def read_protocols(path: Path = PROTOCOLS) -> dict[str, Protocol]:
+    """The named protocols.
+
+    Raises:
+        UserError: the file is absent or malformed; the message names the key.
+    """
+    found = {}
+    for name, values in read_tree([path]).values.items():
+        entry = Tree()
+        entry.add(values, f"{path}: {name}")
+        found[name] = check(Protocol, entry)
+    return found
 
 
 class PublishedRow(Section):
@@ -70,21 +89,25 @@ class PublishedRow(Section):
         return {NAMES[c]: v for c, v in zip(SUBSETS[self.classes], self.iou)} if self.classes and self.iou else {}
 
 
-class Published(Section):
+class _File(Section):
+    rows: tuple[PublishedRow, ...]
+
+
+@dataclass(frozen=True)
+class Published:
     protocols: dict[str, Protocol]
     rows: tuple[PublishedRow, ...]
 
-    @model_validator(mode="after")
-    def _protocols_are_known(self) -> "Published":
-        if unknown := {row.protocol for row in self.rows} - self.protocols.keys():
-            raise ValueError(f"protocols without an entry: {', '.join(sorted(unknown))}")
-        return self
-
 
 def read(path: Path = FILE) -> Published:
-    """Every published row.
+    """Every published row, and the protocols that they name.
 
     Raises:
-        UserError: the file is absent or malformed; the message names the key.
+        UserError: a file is absent or malformed, or a row names no protocol; the message names the key.
     """
-    return check(Published, read_tree([path]))
+    protocols = read_protocols()
+    rows = check(_File, read_tree([path])).rows
+    for number, row in enumerate(rows):
+        if row.protocol not in protocols:
+            raise UserError(f"{path}: rows.{number}.protocol: {row.protocol!r} is not in {PROTOCOLS}")
+    return Published(protocols, rows)

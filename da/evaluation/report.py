@@ -8,6 +8,12 @@ from typing import Any
 from da.evaluation.infer import EvalConfig
 from da.labels import NAMES
 
+# Trainers whose score is not that of a segmenter they trained.
+TRANSLATORS = ("cycada_pixel",)
+OF_TRANSLATION = (
+    "a translation run: its score is that of the frozen source segmenter on target images in the source's style"
+)
+
 
 def describe_protocol(protocol: dict[str, Any]) -> str:
     """One line: what the numbers were measured under."""
@@ -38,6 +44,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     lines += ["", *(f"protocol: {text}" for text in sorted(protocols))]
     if any(r["checkpoint"] == "best" for r in results):
         lines.append("`best` is the checkpoint with the highest validation score: it was chosen with target labels.")
+    lines += [f"{r['run']}: {OF_TRANSLATION}." for r in results if r.get("trainer") in TRANSLATORS]
     return "\n".join(lines)
 
 

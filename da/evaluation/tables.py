@@ -5,9 +5,9 @@ import io
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from da.evaluation.compare import Block, Row, mean_std
+from da.evaluation.compare import TRANSLATED, Block, Row, mean_std
 from da.evaluation.published import Published, PublishedRow
-from da.evaluation.report import describe_protocol
+from da.evaluation.report import OF_TRANSLATION, describe_protocol
 from da.labels import NAMES, SUBSETS
 
 MARK = "†"  # quoted from memory
@@ -51,13 +51,13 @@ def main_table(block: Block) -> tuple[list[str], list[Line]]:
 def _own(block: Block, row: Row) -> Line:
     backbone = f"PSPNet-{row.runs[0].config['model']['backbone']}"
     if not row.scores:
-        return Line("absent", [row.name, row.runs[0].state, *[""] * (len(HEADER) - 4), backbone, ""])
+        return Line("absent", [row.title, row.runs[0].state, *[""] * (len(HEADER) - 4), backbone, ""])
     published, mean = block.published_of(row), row.mean("mIoU")
     theirs = published.mean(block.classes) if published else None
     return Line(
         "own",
         [
-            row.name,
+            row.title,
             mean_std(row.values("mIoU")),
             signed(block.gain(row)),
             _closed(block, row),
@@ -95,7 +95,7 @@ def class_table(block: Block) -> list[Line]:
     """IoU per class, the mean over seeds, under `class_header`."""
     names = class_header(block)[1:]
     lines = [
-        Line("own", [row.name, *(_number(row.mean(f"IoU/{name}")) for name in names)])
+        Line("own", [row.title, *(_number(row.mean(f"IoU/{name}")) for name in names)])
         for row in block.rows
         if row.scores
     ]
@@ -108,10 +108,19 @@ def class_table(block: Block) -> list[Line]:
     return lines
 
 
+def _absent(block: Block) -> list[str]:
+    """Classes of the mean that no own row has a figure of."""
+    rows = [row for row in block.rows if row.scores]
+    return [n for n in class_header(block)[1:] if rows and all(row.mean(f"IoU/{n}") is None for row in rows)]
+
+
 def notes(blocks: Sequence[Block]) -> list[str]:
     """What the numbers mean, a sentence each."""
     found = ["mIoU of the last checkpoint, in percent, mean ± sample standard deviation over the seeds named."]
     found.append("* The checkpoint with the highest validation score: it was chosen with target labels.")
+    for block in blocks:
+        if absent := _absent(block):
+            found.append(f"{block.experiment}: means leave out the classes without labels: {', '.join(absent)}.")
     if any(block.published for block in blocks):
         found.append(
             "Published rows stand under the same input size, labels and scales; their networks (column backbone), "
@@ -119,6 +128,8 @@ def notes(blocks: Sequence[Block]) -> list[str]:
         )
     if any(not row.verified for block in blocks for row in (*block.published, *block.others)):
         found.append(f"{MARK} Quoted from memory and not checked against the paper: do not cite.")
+    if any(row.is_translation for block in blocks for row in block.rows):
+        found.append(f"{TRANSLATED} {OF_TRANSLATION[0].upper()}{OF_TRANSLATION[1:]}; no segmenter was adapted.")
     if len(blocks) > 1:
         found.append(f"{len(blocks)} tables, because protocols differ: rows of different tables are NOT comparable.")
     return found + [note for block in blocks for row in block.rows for note in row.notes]
@@ -189,7 +200,7 @@ def csv_text(blocks: Sequence[Block], published: Published) -> str:
         for row in block.rows:
             for seed, scores in sorted(row.scores.items()):
                 backbone = f"PSPNet-{row.runs[0].config['model']['backbone']}"
-                start = ["own", block.experiment, row.name, backbone, seed, "last", describe_protocol(block.protocol)]
+                start = ["own", block.experiment, row.title, backbone, seed, "last", describe_protocol(block.protocol)]
                 writer.writerow([*start, "yes", "", "", *(scores.get(key, "") for key in keys)])
         for theirs in (*block.published, *block.others):
             text = published.protocols[theirs.protocol].text
@@ -233,7 +244,7 @@ def _tabular(header: Sequence[str], lines: Sequence[Line], columns: str, escape_
 def _escape(text: str) -> str:
     for plain, tex in (("\\", r"\textbackslash "), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
         text = text.replace(plain, tex)
-    text = text.replace("±", r"$\pm$").replace(MARK, r"$^\dagger$")
+    text = text.replace("±", r"$\pm$").replace(MARK, r"$^\dagger$").replace(TRANSLATED, r"$^\ddagger$")
     return f"${text}$" if text[:1] in ("+", "-") and text[1:2].isdigit() else text
 
 

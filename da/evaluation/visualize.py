@@ -1,4 +1,4 @@
-"""Pictures: label colours, overlays, entropy maps, and grids of them with titles."""
+"""Pictures: label colours, overlays, heat maps, and grids of them with titles."""
 
 import math
 from collections.abc import Sequence
@@ -26,11 +26,9 @@ def overlay(picture: np.ndarray, colors: np.ndarray, opacity: float) -> np.ndarr
     return cv2.addWeighted(colors, opacity, picture, 1 - opacity, 0)
 
 
-def entropy_map(logits: Tensor) -> np.ndarray:
-    """(C, H, W) logits -> (H, W, 3) RGB heat map of the entropy of softmax, divided by ln C (so 0 to 1)."""
-    log_p = logits.float().log_softmax(0)
-    entropy = -(log_p.exp() * log_p).sum(0) / math.log(logits.shape[0])
-    grey = (entropy.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
+def heat_map(values: Tensor) -> np.ndarray:
+    """(H, W) values from 0 (dark) to 1 (bright) -> (H, W, 3) RGB."""
+    grey = (values.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
     return cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from da.evaluation import visualize
-from da.evaluation.infer import EvalConfig, predict_labels
+from da.evaluation.infer import EvalConfig, entropy, predict_entropy, predict_labels
 from da.evaluation.report import table
 from da.labels import PALETTE
 
@@ -34,10 +34,21 @@ def test_colors():
     assert visualize.colorize(label)[0].tolist() == [[128, 64, 128], [70, 130, 180], [0, 0, 0]]
 
 
-def test_entropy_map_is_dark_where_sure_and_bright_where_not():
-    logits = torch.zeros(19, 1, 2)
-    logits[0, 0, 0] = 100
-    sure, unsure = visualize.entropy_map(logits)[0].astype(int).sum(1)
+def test_entropy_is_zero_where_sure_and_one_where_not():
+    def half_sure(image: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(1, 19, *image.shape[-2:])
+        logits[:, 0] = 100 * image[:, 0]
+        return logits
+
+    image = torch.zeros(3, 4, 8, dtype=torch.uint8)
+    image[0, :, :4] = 255
+    found = predict_entropy(half_sure, image, (4, 8), EvalConfig())
+    assert found[:, :4].abs().max() < 1e-6
+    assert torch.allclose(found[:, 4:], torch.ones(4, 4))
+    two = torch.tensor([0.5, 0.5] + [0.0] * 17).view(19, 1, 1)
+    assert entropy(two).item() == pytest.approx(np.log(2) / np.log(19))
+    assert torch.allclose(predict_entropy(half_sure, image, (4, 8), EvalConfig(average="probabilities")), found)
+    sure, unsure = visualize.heat_map(found)[0, [0, 7]].astype(int).sum(1)
     assert sure < 20
     assert unsure > 400
 
@@ -67,3 +78,4 @@ def test_table_shows_protocol_absent_classes_and_best():
     assert train_row.split()[1:] == ["-", "-"]
     other = result["protocol"] | {"input_size": None}
     assert "NOT COMPARABLE" in table([result, result | {"protocol": other}])
+    assert "a: a translation run" in table([result | {"trainer": "cycada_pixel"}, result | {"run": "b"}])

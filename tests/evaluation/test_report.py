@@ -17,6 +17,7 @@ from da.labels import NAMES
 
 LITERATURE = published.read()
 GTA_PROTOCOL = {"input_size": [1024, 512], "align_corners": False, "classes": 19}
+TRAINERS = {name: name for name in ("source_only", "cycada_pixel", "cycada_feature")} | {"oracle": "source_only"}
 OWN_SIZE = GTA_PROTOCOL | {"input_size": None}
 
 
@@ -26,7 +27,7 @@ def write_run(root, name, seed, miou, protocol=OWN_SIZE, experiment="mini", **se
     folder.mkdir(parents=True)
     val = {"dataset": "cityscapes", "root": str(root), "split": "val"}
     config = {
-        "trainer": "source_only" if name in ("source_only", "oracle") else "adaptsegnet",
+        "trainer": TRAINERS.get(name, "adaptsegnet"),
         "experiment": experiment,
         "name": name,
         "seed": seed,
@@ -86,6 +87,7 @@ def test_mean_deviation_gain_and_gap(runs):
     classes = {line.cells[0]: dict(zip(tables.class_header(block), line.cells)) for line in tables.class_table(block)}
     assert classes["source_only"]["road"] == "30.0"
     assert classes["source_only"]["train"] == "-"
+    assert "mini: means leave out the classes without labels: train." in tables.notes([block])
 
 
 def test_unfinished_seeds_stay_out_of_the_mean_and_are_named(runs):
@@ -140,6 +142,38 @@ def test_seeds_with_other_settings_are_named(runs):
     write_run(runs, "adaptsegnet_ls", 1, 35.0, gan="vanilla")
     (block,) = compare.compare(compare.find_runs([runs / "mini"]), LITERATURE)
     assert any("method.gan: ls -> vanilla" in note for note in tables.notes([block]))
+
+
+def test_seeds_of_a_chain_start_from_their_own_seeds_run(runs):
+    for seed in (0, 1):
+        write_run(runs, "cycada_feature", seed, 40.0, start=f"runs/mini/source_only-seed{seed}")
+    (block,) = compare.compare(compare.find_runs([runs / "mini"]), LITERATURE)
+    assert not any("differs" in note for note in tables.notes([block]))
+
+
+def test_variants_in_another_folder_of_runs_have_rows_of_their_own(runs):
+    write_run(runs, "cycada_feature", 0, 40.0)
+    write_run(runs / "nosem", "cycada_feature", 0, 38.0)
+    write_run(runs / "nosem", "source_only", 0, 29.0)
+    folders = [runs / "nosem/mini", runs / "mini"]
+    (block,) = compare.compare(compare.find_runs(folders), LITERATURE)
+    found = table_of(block)
+    assert found["cycada_feature"]["mIoU, last"] == "40.0"
+    assert found["cycada_feature (nosem)"]["mIoU, last"] == "38.0"
+    assert found["cycada_feature (nosem)"]["over source only"] == "+8.0"  # over the 30.0 of the main folder
+    assert found["source_only"]["seeds"] == "0, 1"
+
+
+def test_a_translation_is_not_taken_for_a_method(runs):
+    write_run(runs, "cycada_pixel", 0, 45.0)
+    (block,) = compare.compare(compare.find_runs([runs / "mini"]), LITERATURE)
+    assert [row.name for row in block.rows[:2]] == ["source_only", "cycada_pixel"]
+    assert table_of(block)["cycada_pixel ‡"]["mIoU, last"] == "45.0"
+    assert any("frozen source segmenter" in note for note in tables.notes([block]))
+    text = page.html([block], LITERATURE, [], [])
+    assert "Highest mean: adaptsegnet_single" in text
+    assert "frozen source segmenter" in text
+    assert r"$^\ddagger$" in tables.latex([block])
 
 
 def test_ablations_show_the_settings_that_differ(runs):

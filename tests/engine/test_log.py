@@ -1,0 +1,57 @@
+"""What TensorBoard is given: charts that compare runs, one row per finished run, every point once."""
+
+import re
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
+from tensorboard.plugins.hparams import metadata
+from tiny import tiny
+
+from da.engine.log import RunLog
+from da.run import train
+
+ROW = (metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG)
+
+
+def read(folder: Path) -> EventAccumulator:
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    return board
+
+
+def test_a_finished_run_fills_charts_row_and_pictures(tmp_path, gta5_root, cityscapes_root):
+    board = read(train(tiny("adaptsegnet_single", gta5_root, cityscapes_root), tmp_path))
+    tags = board.Tags()["scalars"]
+    (layout,) = board.Tensors(CONFIG_SUMMARY_TAG)
+    categories = Layout.FromString(layout.tensor_proto.string_val[0]).category
+    charts = {chart.title: chart.multiline.tag[0] for category in categories for chart in category.chart}
+    shown = {title: [tag for tag in tags if re.match(expression, tag)] for title, expression in charts.items()}
+    assert shown["mIoU"] == ["val/mIoU"]
+    assert shown["mIoU of flat"] == ["val/mIoU_group/flat"]
+    assert shown["segmentation loss"] == ["loss/seg"]
+    assert shown["discriminator, target images told apart"] == ["d/accuracy_target"]
+    assert max(map(len, shown.values())) == 1
+
+    content = board.PluginTagToContent(metadata.PLUGIN_NAME)
+    settings = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG]).hparams
+    assert settings["method"].string_value == "adaptsegnet"
+    assert settings["experiment"].string_value == "adaptsegnet_single"
+    assert settings["seed"].number_value == 0
+    columns = metadata.parse_experiment_plugin_data(content[metadata.EXPERIMENT_TAG]).metric_infos
+    assert {column.name.tag for column in columns} == {"val/mIoU19", "val/mIoU16", "val/mIoU13"} & set(tags)
+    assert [event.step for event in board.Images("val/examples")] == [2, 4]
+
+
+def test_a_run_begun_again_holds_each_point_once_and_one_layout(tmp_path):
+    for start in (0, 0, 2, 3):  # killed before the first checkpoint, and after those of updates 2 and 3
+        log = RunLog(tmp_path, start)
+        log.scalars(4, {"val/mIoU": 30.0})
+        log.result(4, {"method": "source_only", "seed": 0}, ["val/mIoU"])
+        log.close()
+    board = read(tmp_path)
+    assert [event.step for event in board.Scalars("val/mIoU")] == [4]
+    layouts = [event.tensor_proto.string_val[0] for event in board.Tensors(CONFIG_SUMMARY_TAG)]
+    assert len(set(layouts)) == 1  # TensorBoard shows one of them
+    assert board.PluginTagToContent(metadata.PLUGIN_NAME).keys() == set(ROW)
