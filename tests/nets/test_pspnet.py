@@ -64,7 +64,7 @@ def test_trains_at_batch_1_on_odd_sizes(mode, batch, size):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
-@pytest.mark.parametrize("bn", ["train", "per_domain"])
+@pytest.mark.parametrize("bn", ["train", "per_domain", "sync"])
 def test_batch_norm_in_the_pyramid_refuses_batch_1_in_training_only(bn):
     net = small(ppm_norm="batch", bn=bn)
     with pytest.raises(UserError, match=r"model\.ppm_norm: group") as error:
@@ -212,7 +212,15 @@ def test_per_domain_trains_as_plain_batch_norm_does_within_one_domain():
     assert len(split.parameter_groups()[0]) == len(plain.parameter_groups()[0])
 
 
-@pytest.mark.parametrize("bn", ["train", "frozen", "per_domain"])
+def test_sync_in_one_process_is_plain_batch_norm():
+    plain, sync = small(), small(bn="sync")
+    sync.load_state_dict(plain.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(sync(images).main, plain(images).main)
+    assert all(torch.equal(a, b) for a, b in zip(sync.buffers(), plain.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("bn", ["train", "frozen", "per_domain", "sync"])
 def test_state_dict_round_trip_gives_equal_logits(bn):
     net = small(bn=bn)
     net(torch.rand(2, 3, 64, 64), "source")
