@@ -42,6 +42,16 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def restarts() -> int:
+    """How often torchrun has started the processes again because one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def is_first_here() -> bool:
+    """Is this the one process of its machine that does what one must do on each?"""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` is this process's own GPU where there is one, else the CPU."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):

@@ -142,7 +142,7 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or input.device.type != "cpu" or _processes() == 1:
             return super().forward(input)
-        x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input  # (B, C, H, W)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))  # (B, C, H, W)
         count = _SumOverProcesses.apply(x.new_tensor(x.numel() // x.shape[1]))
         mean = _SumOverProcesses.apply(x.sum((0, 2, 3))) / count
         centred = x - mean.view(-1, 1, 1)
@@ -169,6 +169,30 @@ def _processes() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
+class AdaptiveAvgPool2d(nn.Module):
+    """torch's, and where deterministic algorithms are asked for, which it lacks for the gradient on GPUs, the same
+    means as matrix products.
+
+    Args:
+        bins: cells per side of the result.
+    """
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.are_deterministic_algorithms_enabled():
+            return F.adaptive_avg_pool2d(input, self.bins)
+        with torch.autocast(input.device.type, enabled=False):
+            x = input.to(torch.promote_types(input.dtype, torch.float32))
+            rows, columns = (
+                F.adaptive_avg_pool1d(torch.eye(size, dtype=x.dtype, device=x.device), self.bins)
+                for size in x.shape[-2:]
+            )  # (H, bins), (W, bins): how much each position counts in each cell
+            return (rows.T @ x @ columns).to(input.dtype)
+
+
 class PyramidPooling(nn.Module):
     """Context at several scales beside the input: (B, C, h, w) -> (B, C + bins * (C // bins), h, w).
 
@@ -186,7 +210,7 @@ class PyramidPooling(nn.Module):
         self.out_channels = in_channels + width * len(bins)
         self.branches = nn.ModuleList(
             nn.Sequential(
-                nn.AdaptiveAvgPool2d(bin_size),
+                AdaptiveAvgPool2d(bin_size),
                 nn.Conv2d(in_channels, width, 1, bias=False),
                 nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(groups, width),
                 nn.ReLU(inplace=True),
