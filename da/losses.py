@@ -41,7 +41,8 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     batch, _, height, width = logits.shape
     if label.shape != (batch, height, width):
         raise ValueError(f"label {tuple(label.shape)} does not match logits {tuple(logits.shape)}")
-    total = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="sum")
+    reduction = "none" if torch.are_deterministic_algorithms_enabled() else "sum"  # GPUs sum in any order
+    total = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction=reduction).sum()
     valid = (label != IGNORE).sum()
     return total / valid.clamp(min=1)
 

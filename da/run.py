@@ -32,7 +32,7 @@ from da.data.loaders import (
 from da.engine import checkpoint, dist, lock, run_files
 from da.engine.log import bar, say
 from da.engine.loop import Loop, Scalars
-from da.engine.stepper import Stepper
+from da.engine.stepper import Stepper, set_deterministic
 from da.engine.stop import StopRequests, seconds
 from da.evaluation import official, visualize
 from da.evaluation.infer import EvalConfig, entropy, predict_entropy, predict_labels, upsample
@@ -74,6 +74,7 @@ def train(config: base.Experiment, runs: Path) -> Path:
     where = run_folder(config, runs)
     limit = config.run.time_limit
     with StopRequests(seconds(limit) if limit else None) as stop:
+        set_deterministic(config.run.deterministic)
         device = dist.pick_device(config.run.device)
         dist.setup(device)
         with lock.held(where), killed_workers_reported():
@@ -100,6 +101,10 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     if config.init and not checkpoint.find_last(where / "checkpoints"):
         _initialise(trainer, config.init)
     stepper = make_stepper(trainer, config, device)
+    if dist.is_first_here():
+        for domain in (config.data.source, config.data.val):
+            resolve_root(domain)  # renders the miniature, which the other processes then find
+    dist.barrier()
     val = val_samples(config.data.val, dist.rank(), dist.world(), config.data.workers)
 
     def validate(step: int, limit: int | None) -> Scalars:
@@ -126,6 +131,8 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         stop.poll,
     )
     say(f"run {where} on {device}: {config.run.steps} steps, {dist.world()} process(es)")
+    if dist.restarts():
+        say(f"a process died; torchrun started all of them again, time {dist.restarts()}")
     loop.fit(
         lambda start: train_batches(
             config.data,

@@ -1,15 +1,18 @@
 """Two processes under the launch script, killed or asked to stop at random moments, end as if nothing had happened.
 
-DA_KILLS=30 python -m pytest tests/test_kills.py -s      more of them, with a line for each
+DA_KILLS=32 python -m pytest tests/test_kills.py -s      every kind in every kind of moment twice, with a line for each
 """
 
 import contextlib
+import itertools
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +24,8 @@ pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("DA_KILLS", 5))
 STEPS = 60
 LONGER = (f"run.steps={STEPS}", "run.log_every=1", "run.val_every=6", "run.save_every=4", "data.workers=1")
-CODES = {signal.SIGUSR1: 75, signal.SIGTERM: 143}
+WHAT = {"SIGKILL of one": 0, "SIGKILL of all": -signal.SIGKILL, "SIGUSR1": 75, "SIGTERM": 143}  # and the exit code
+WHEN = ("training", "validation", "checkpoint", "TensorBoard")
 
 
 class Launched:
@@ -45,16 +49,15 @@ class Launched:
         agents = _children(self.shell.pid)
         return [pid for agent in agents for pid in _children(agent)]
 
-    def kill_all(self) -> None:
-        for pid in self.ranks():
-            _kill(pid, signal.SIGKILL)
-        os.killpg(self.shell.pid, signal.SIGKILL)
-        self.shell.wait()
-
-    def kill_one(self, rng: random.Random) -> None:
-        ranks = self.ranks()
-        if ranks:
+    def strike(self, what: str, ranks: list[int], rng: random.Random) -> None:
+        if what == "SIGKILL of one":
             _kill(rng.choice(ranks), signal.SIGKILL)
+        elif what == "SIGKILL of all":
+            for pid in ranks:
+                _kill(pid, signal.SIGKILL)
+            os.killpg(self.shell.pid, signal.SIGKILL)
+        else:
+            self.shell.send_signal(getattr(signal, what))
 
 
 def _children(parent: int) -> list[int]:
@@ -72,10 +75,24 @@ def metrics_lines(run: Path) -> int:
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
-def writing_checkpoint(run: Path, process: subprocess.Popen) -> None:
-    """Wait for the next checkpoint that is being written."""
-    while process.poll() is None and not (run / "checkpoints/fresh.writing").exists():
-        time.sleep(0.0005)
+def busy(run: Path, when: str) -> Callable[[], bool]:
+    """Asks whether a process of `run` is doing that right now."""
+
+    def validating() -> bool:
+        """The last line is that of an update after which a validation comes, and not yet its scores."""
+        last = (run / "metrics.jsonl").read_text().splitlines()[-1]
+        return last.endswith("}") and json.loads(last)["step"] % 6 == 0 and "val/mIoU" not in last
+
+    def written() -> int:
+        return sum(path.stat().st_size for path in (run / "tensorboard").iterdir())
+
+    before = written()
+    return {
+        "training": lambda: True,
+        "validation": validating,
+        "checkpoint": (run / "checkpoints/fresh.writing").exists,
+        "TensorBoard": lambda: written() != before,
+    }[when]
 
 
 def test_kills_lose_nothing(tmp_path, gta5_root, cityscapes_root):
@@ -87,42 +104,35 @@ def test_kills_lose_nothing(tmp_path, gta5_root, cityscapes_root):
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    kinds = ["one rank", "all", "SIGUSR1", "SIGTERM", "all in checkpoint"]
-    number = attempt = 0
-    done = []
-    while number < KILLS:
-        runs = tmp_path / f"killed{attempt}"
+    matrix = list(itertools.product(WHAT, WHEN))
+    kinds = [kind for _ in range(-(-KILLS // len(matrix))) for kind in rng.sample(matrix, len(matrix))][:KILLS]
+    attempts = itertools.count()
+    done = hits = 0
+    while kinds:
+        runs = tmp_path / f"killed{next(attempts)}"
         run = runs / "mini/source_only-seed0"
-        attempt += 1
-        finished = False
-        while not finished:
+        code = None
+        while code != 0:
             launched = Launched(runs, settings, log)
-            expected = {0}
-            began, before = time.monotonic(), metrics_lines(run)
-            if number < KILLS:
-                kind = kinds[number % len(kinds)]
-                wait_for = before + rng.randint(1, 12)
-                while launched.shell.poll() is None and metrics_lines(run) < wait_for:
-                    time.sleep(0.005)
+            allowed, began, before = {0}, time.monotonic(), metrics_lines(run)
+            wait_for = before + rng.randint(1, 12)
+            while kinds and launched.shell.poll() is None and metrics_lines(run) < wait_for:
+                time.sleep(0.005)
+            if kinds and launched.shell.poll() is None:
+                what, when = kinds[0]
+                ranks, now = launched.ranks(), busy(run, when)
                 time.sleep(rng.random() * 0.15)
+                while launched.shell.poll() is None and not now():
+                    time.sleep(0.0005)
                 if launched.shell.poll() is None:
-                    number += 1
-                    done.append((kind, metrics_lines(run)))
-                    if kind == "one rank":
-                        launched.kill_one(rng)
-                    elif kind == "all":
-                        launched.kill_all()
-                    elif kind == "all in checkpoint":
-                        writing_checkpoint(run, launched.shell)
-                        launched.kill_all()
-                    else:
-                        launched.shell.send_signal(getattr(signal, kind))
-                        expected.add(CODES[getattr(signal, kind)])
-                    if kind.startswith("all"):
-                        expected.add(-signal.SIGKILL)
-            code = launched.shell.wait(120)
-            assert code in expected, (kind, code, log.read_text()[-5000:])
-            print(f"{kind} after {done[-1][1]} lines: exit {code} after {time.monotonic() - began:.0f} s", flush=True)
-            finished = code == 0
+                    launched.strike(what, ranks, rng)
+                    hit = now()
+                    kinds.pop(0)
+                    allowed.add(WHAT[what])
+                    done, hits = done + 1, hits + hit
+                    print(f"{done}: {what} in {when}{'' if hit else ' (just over)'}", end=", ", flush=True)
+            code = launched.shell.wait(180)
+            assert code in allowed, (code, log.read_text()[-5000:])
+            print(f"exit {code} after {time.monotonic() - began:.0f} s, {metrics_lines(run)} lines", flush=True)
         assert_same_result(run, straight.runs / "mini/source_only-seed0")
-    print(f"{number} kills in {attempt} runs, nothing lost")
+    print(f"{done} kills in {next(attempts)} runs, {hits} of them at the very moment; nothing lost")

@@ -50,6 +50,24 @@ def test_a_mistake_ends_with_exit_code_2(tmp_path):
     assert "did you mean 'steps'" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        ("run.stepz=1", "did you mean 'steps'"),
+        ("data.batch_size=3", "data.batch_size: 3 cannot be shared by 2 processes"),
+        ("data.source.root=/nowhere", "/nowhere: no images in images/"),
+    ],
+)
+def test_two_processes_say_a_mistake_once(mistake, said, tmp_path, gta5_root, cityscapes_root):
+    settings = [*overrides(gta5_root, cityscapes_root), mistake]
+    done = launch("gta2city_source_only.sh", *settings, RUNS=str(tmp_path / "runs"), GPUS="2")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()[2:]  # after the two that announce the miniature
+    assert "] error: " in line
+    assert said in line
+    assert "died" not in done.stdout  # not tried again
+
+
 def test_cycada_runs_stage_by_stage_and_skips_what_is_finished(tmp_path, gta5_root, cityscapes_root):
     settings = [*overrides(gta5_root, cityscapes_root), f"oracle:data.source.root={cityscapes_root}", "seed=3"]
     settings += ["cycada_pixel:method.blocks=1", "cycada_pixel:method.width=8"]

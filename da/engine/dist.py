@@ -1,4 +1,10 @@
-"""The processes of one run. Started by torchrun they share the work; started plainly there is one of them."""
+"""The processes of one run. Started by torchrun they share the work; started plainly there is one of them.
+
+Gradients are averaged once per update, after its last backward pass, and not by DistributedDataParallel. That wrapper
+watches one `forward` and one backward pass of one network: here a method calls parts of a network (`features`,
+`classify`), several times before an update, and freezes networks in between, so each would have to be written around
+the wrapper. The price: the exchange does not overlap with the last backward pass.
+"""
 
 import os
 from collections.abc import Iterable
@@ -9,6 +15,8 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 
 from da.config import UserError
+
+MESSAGE_BYTES = 32 * 2**20
 
 
 def setup(device: torch.device) -> None:
@@ -32,6 +40,16 @@ def world() -> int:
 
 def is_main() -> bool:
     return rank() == 0
+
+
+def restarts() -> int:
+    """How often torchrun has started the processes again because one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def is_first_here() -> bool:
+    """Is this the one process of its machine that does what one must do on each?"""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
 def pick_device(name: str) -> torch.device:
@@ -75,22 +93,31 @@ def gather(value: Any) -> list[Any]:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the processes, once per update, in one flat message.
+    """Replace every gradient by its mean over the processes, once per update; every process must call it.
 
     A method may run several backward passes through several networks before an update; their sums are what
     travels, so it makes no difference how many there were. Parameters without a gradient must be the same on
-    every process.
+    every process. Gradients travel in messages of about `MESSAGE_BYTES`, so that little memory is taken for copies.
     """
     if world() == 1:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.reshape(-1) for g in gradients])
+    message: list[Tensor] = []
+    for parameter in parameters:
+        if parameter.grad is not None:
+            message.append(parameter.grad)
+            if sum(g.nbytes for g in message) >= MESSAGE_BYTES:
+                _average(message)
+                message = []
+    if message:
+        _average(message)
+
+
+def _average(tensors: list[Tensor]) -> None:
+    flat = torch.cat([t.reshape(-1) for t in tensors])
     distributed.all_reduce(flat)
     flat /= world()
-    offset = 0
-    for gradient in gradients:
-        gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
-        offset += gradient.numel()
+    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors])):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def broadcast_modules(modules: Iterable[nn.Module]) -> None:

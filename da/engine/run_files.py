@@ -13,8 +13,8 @@ import yaml
 
 from da.config import UserError, difference, parse_yaml
 
-# Keys that change how fast a run goes or where it runs, never what comes out of it.
-FREE_KEYS = ("data.workers: ", "run.device: ", "run.time_limit: ")
+# Keys that change how fast a run goes or where it runs, never what comes out of it; a key that older runs lack.
+FREE_KEYS = ("data.workers: ", "run.device: ", "run.time_limit: ", "run.deterministic: (absent) -> False")
 
 
 def claim(folder: Path, config: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ right whatever the method is stands here. Randomness inside an update (dropout, 
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol
 
@@ -69,6 +70,16 @@ def seed_everything(*parts: object) -> None:
     """Seed torch's generators from any tuple of values: equal tuples, equal streams."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def set_deterministic(on: bool) -> None:
+    """Let torch use only algorithms that give the same bits every time, and raise where it has none; or let it choose
+    freely. Takes full effect only before the first use of a GPU."""
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+        torch.backends.cudnn.benchmark = False  # the fastest algorithm of the moment may be another one tomorrow
+    if on != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(on)
 
 
 def _has_instance_norm(module: nn.Module) -> bool:

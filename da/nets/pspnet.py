@@ -9,9 +9,11 @@ branch would give BatchNorm a single value per channel; align_corners is a setti
 """
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+import torch.distributed as distributed
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
@@ -43,6 +45,7 @@ class PSPNetConfig(Section):
             average follows whatever domain is forwarded. `frozen`: always the running average as loaded;
             gamma and beta still train (in a head that starts anew they are a plain scale and shift).
             `per_domain`: as `train`, with one running average per domain and shared gamma and beta.
+            `sync`: as `train`, over the batches of all processes together; one process alone is as `train`.
         weights: of the backbone: `none` (random), `imagenet`, or see `da.nets.weights.load_backbone`.
     """
 
@@ -56,7 +59,7 @@ class PSPNetConfig(Section):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     ppm_norm: Literal["batch", "group"] = "group"
     align_corners: bool = False
-    bn: Literal["train", "frozen", "per_domain"] = "train"
+    bn: Literal["train", "frozen", "per_domain", "sync"] = "train"
     weights: str = "imagenet"
 
 
@@ -109,13 +112,85 @@ def _fill_target_statistics(module: nn.Module, state: dict[str, Tensor], prefix:
             state.setdefault(f"{prefix}{name}_target", state[prefix + name])
 
 
-def _split_norms_by_domain(module: nn.Module) -> None:
-    """Replace every BatchNorm2d below `module` by a DomainBatchNorm2d with the same state."""
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes; the gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        distributed.all_reduce(total)
+        return total
+
+
+class SyncBatchNorm2d(nn.SyncBatchNorm):
+    """torch's SyncBatchNorm, which knows GPUs only, with the same computation for CPUs."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, plain: nn.BatchNorm2d) -> None:
+        super().__init__(plain.num_features, plain.eps, plain.momentum)
+        self.load_state_dict(plain.state_dict())
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or input.device.type != "cpu" or _processes() == 1:
+            return super().forward(input)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))  # (B, C, H, W)
+        count = _SumOverProcesses.apply(x.new_tensor(x.numel() // x.shape[1]))
+        mean = _SumOverProcesses.apply(x.sum((0, 2, 3))) / count
+        centred = x - mean.view(-1, 1, 1)
+        var = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum or 0.0)
+            self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), self.momentum or 0.0)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return (centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(input.dtype)
+
+
+def _replace_norms(module: nn.Module, kind: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
+    """Replace every BatchNorm2d below `module` by one of `kind` with the same state."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, DomainBatchNorm2d(child))
+            setattr(module, name, kind(child))
         else:
-            _split_norms_by_domain(child)
+            _replace_norms(child, kind)
+
+
+def _processes() -> int:
+    """How many share the batch."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+class AdaptiveAvgPool2d(nn.Module):
+    """torch's, and where deterministic algorithms are asked for, which it lacks for the gradient on GPUs, the same
+    means as matrix products.
+
+    Args:
+        bins: cells per side of the result.
+    """
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.are_deterministic_algorithms_enabled():
+            return F.adaptive_avg_pool2d(input, self.bins)
+        with torch.autocast(input.device.type, enabled=False):
+            x = input.to(torch.promote_types(input.dtype, torch.float32))
+            rows, columns = (
+                F.adaptive_avg_pool1d(torch.eye(size, dtype=x.dtype, device=x.device), self.bins)
+                for size in x.shape[-2:]
+            )  # (H, bins), (W, bins): how much each position counts in each cell
+            return (rows.T @ x @ columns).to(input.dtype)
 
 
 class PyramidPooling(nn.Module):
@@ -135,7 +210,7 @@ class PyramidPooling(nn.Module):
         self.out_channels = in_channels + width * len(bins)
         self.branches = nn.ModuleList(
             nn.Sequential(
-                nn.AdaptiveAvgPool2d(bin_size),
+                AdaptiveAvgPool2d(bin_size),
                 nn.Conv2d(in_channels, width, 1, bias=False),
                 nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(groups, width),
                 nn.ReLU(inplace=True),
@@ -208,7 +283,9 @@ class PSPNet(nn.Module):
         for head in self._heads():
             _init_head(head)
         if config.bn == "per_domain":
-            _split_norms_by_domain(self)
+            _replace_norms(self, DomainBatchNorm2d)
+        elif config.bn == "sync":
+            _replace_norms(self, SyncBatchNorm2d)
         imagenet = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         mean, std = self.load_report.statistics or imagenet
         self.register_buffer("mean", mean)
@@ -279,8 +356,10 @@ class PSPNet(nn.Module):
 
     def _check_batch(self, batch: int) -> None:
         batch_norm_in_ppm = self.config.ppm_norm == "batch" and self.config.bn != "frozen"
-        if self.training and batch == 1 and batch_norm_in_ppm and 1 in self.config.bins:
+        shared = batch * _processes() if self.config.bn == "sync" else batch
+        if self.training and shared == 1 and batch_norm_in_ppm and 1 in self.config.bins:
             raise UserError(
-                "model.ppm_norm: `batch` cannot train at batch 1 (one value per channel in bin 1); "
-                "set model.ppm_norm: group or model.bn: frozen, or give each process at least 2 images"
+                "model.ppm_norm: `batch` cannot train at batch 1 (one value per channel in bin 1); set "
+                "model.ppm_norm: group or model.bn: frozen, give each process at least 2 images, or several processes "
+                "1 each with model.bn: sync"
             )

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from da.config import UserError
@@ -116,6 +117,25 @@ def test_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 2, "a": 1}\n{"step": 5, "a": 1}\n{"step": 6, "a"')
     RunLog(tmp_path, start=4).close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 2, "a": 1}\n'
+
+
+def test_a_torn_tensorboard_file_loses_and_doubles_nothing(tmp_path):
+    first = RunLog(tmp_path, start=0)
+    for step in (1, 2, 3):
+        first.scalars(step, {"a": step})
+    first.flush()  # as before a checkpoint
+    for step in (4, 5):
+        first.scalars(step, {"a": step})
+    first.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    events.write_bytes(events.read_bytes()[:-5])  # a kill in the middle of a record
+    second = RunLog(tmp_path, start=3)
+    for step in (4, 5, 6):
+        second.scalars(step, {"a": 10 * step})
+    second.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(e.step, e.value) for e in board.Scalars("a")] == [(1, 1), (2, 2), (3, 3), (4, 40), (5, 50), (6, 60)]
 
 
 def test_window_mean_is_over_updates():

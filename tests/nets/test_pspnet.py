@@ -1,5 +1,7 @@
 import copy
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -7,7 +9,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from da.config import UserError
-from da.nets.pspnet import PSPNet, PSPNetConfig
+from da.nets import pspnet
+from da.nets.pspnet import PSPNet, PSPNetConfig, SyncBatchNorm2d
 
 MODES = {"group": {"ppm_norm": "group"}, "frozen": {"ppm_norm": "batch", "bn": "frozen"}}
 
@@ -64,7 +67,7 @@ def test_trains_at_batch_1_on_odd_sizes(mode, batch, size):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
-@pytest.mark.parametrize("bn", ["train", "per_domain"])
+@pytest.mark.parametrize("bn", ["train", "per_domain", "sync"])
 def test_batch_norm_in_the_pyramid_refuses_batch_1_in_training_only(bn):
     net = small(ppm_norm="batch", bn=bn)
     with pytest.raises(UserError, match=r"model\.ppm_norm: group") as error:
@@ -212,7 +215,52 @@ def test_per_domain_trains_as_plain_batch_norm_does_within_one_domain():
     assert len(split.parameter_groups()[0]) == len(plain.parameter_groups()[0])
 
 
-@pytest.mark.parametrize("bn", ["train", "frozen", "per_domain"])
+def test_sync_normalises_over_the_batches_of_all_processes(monkeypatch):
+    """Two threads, with 2 and 3 images, stand in for two processes."""
+    sent, meeting = {}, threading.Barrier(2)
+
+    def all_reduce(tensor):
+        sent[threading.get_ident()] = tensor.clone()
+        meeting.wait(30)
+        total = sum(sent.values())
+        meeting.wait(30)
+        tensor.copy_(total)
+
+    monkeypatch.setattr(pspnet, "_processes", lambda: 2)
+    monkeypatch.setattr(pspnet.distributed, "all_reduce", all_reduce)
+
+    def train(norm, x, wanted):
+        x = x.clone().requires_grad_()
+        out = norm.double()(x)
+        (out * wanted).sum().backward()
+        return out, x.grad, norm
+
+    torch.manual_seed(0)
+    x, wanted = torch.rand(2, 5, 3, 4, 6, dtype=torch.float64)
+    plain = nn.BatchNorm2d(3)
+    nn.init.normal_(plain.weight)
+    norms = [SyncBatchNorm2d(plain), SyncBatchNorm2d(plain)]
+    out, gradient, _ = train(plain, x, wanted)
+    with ThreadPoolExecutor(2) as pool:
+        halves = list(pool.map(train, norms, x.split([2, 3]), wanted.split([2, 3])))
+    torch.testing.assert_close(torch.cat([h[0] for h in halves]), out)
+    torch.testing.assert_close(torch.cat([h[1] for h in halves]), gradient)
+    torch.testing.assert_close(norms[0].weight.grad + norms[1].weight.grad, plain.weight.grad)
+    for norm in norms:
+        torch.testing.assert_close(norm.running_mean, plain.running_mean)
+        torch.testing.assert_close(norm.running_var, plain.running_var)
+        assert norm.num_batches_tracked == 1
+
+
+def test_sync_in_one_process_is_plain_batch_norm():
+    plain, sync = small(), small(bn="sync")
+    sync.load_state_dict(plain.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(sync(images).main, plain(images).main)
+    assert all(torch.equal(a, b) for a, b in zip(sync.buffers(), plain.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("bn", ["train", "frozen", "per_domain", "sync"])
 def test_state_dict_round_trip_gives_equal_logits(bn):
     net = small(bn=bn)
     net(torch.rand(2, 3, 64, 64), "source")

@@ -1,0 +1,77 @@
+"""What a cluster does to a run: one clear line, exit code 2, and the same command goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import REPOSITORY, overrides
+
+from da.cli import main
+from da.engine import checkpoint
+
+
+@pytest.fixture
+def command(gta5_root, cityscapes_root, tmp_path) -> list[str]:
+    file = str(REPOSITORY / "experiments/mini/source_only.yaml")
+    return ["train", file, *overrides(gta5_root, cityscapes_root), "--runs", str(tmp_path / "runs")]
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return tmp_path / "runs/mini/source_only-seed0"
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(run / "checkpoints/last.pt")["modules"]["segmenter"]
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(command, run, capsys, monkeypatch):
+    with monkeypatch.context() as long_ago:
+        long_ago.setenv("DA_STARTED", "0")
+        assert main([*command, "run.time_limit=1s"]) == 75  # after one update
+    (run / "checkpoints/fresh.writing").symlink_to("/dev/full")
+    capsys.readouterr()
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "No space left on device" in line
+    assert "last.pt still holds the state before it" in line
+    assert checkpoint.load(run / "checkpoints/last.pt")["step"] == 1
+    assert main(command) == 0
+
+
+def test_a_corrupt_last_checkpoint_is_named_and_the_one_before_it_continues(command, run, capsys):
+    assert main(command) == 0
+    finished = weights(run)
+    (run / "summary.json").unlink()
+    last = run / "checkpoints/last.pt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    capsys.readouterr()
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert f"warning: {last}: corrupt or truncated checkpoint" in said
+    assert "continuing from step 2" in said
+    assert all(torch.equal(value, finished[key]) for key, value in weights(run).items())
+
+
+def test_a_killed_data_worker_is_one_clear_line(command, run):
+    settings = ["data.workers=1", "run.steps=9999", "run.val_every=9999", "run.save_every=9999"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "da", *command, *settings], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+    )
+    metrics = run / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.05)
+    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout
+    for worker in listed.split():
+        os.kill(int(worker), signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "Traceback" not in said
+    assert "error: a data loading process died" in said
+    assert "lower data.workers" in said
