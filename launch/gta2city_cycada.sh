@@ -57,7 +57,7 @@ done
 translated=$(run cycada_pixel)/translated
 stage source_only
 stage cycada_pixel "init=$(run source_only)"
-"$PYTHON" -m da translate "$(run cycada_pixel)" "$translated"
+run_alone translate "$(run cycada_pixel)" "$translated"
 stage cycada_pixel_segmenter "data.source.root=$translated"
 stage cycada_feature "init=$(run cycada_pixel_segmenter)" "data.source.root=$translated"
 stage cycada_feature_only "init=$(run source_only)"

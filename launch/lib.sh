@@ -59,10 +59,9 @@ run_experiment() {
 }
 
 # train_file FILE.yaml [section.key=value ...]
-# Returns 0: finished; 2: a mistake to mend; 75: stopped by SIGUSR1 or run.time_limit, under Slurm the job is queued
-# again; 130, 143: stopped by SIGINT, SIGTERM. Stopped runs are saved: the same command goes on.
+# Returns what `run_on` returns.
 train_file() {
-  local nodes=1 code=0 id
+  local nodes=1 id
   id=$(basename "$1" .yaml)-${SLURM_JOB_ID:-$(date +%Y%m%d-%H%M%S)-$$}
   local command=("$PYTHON" -m da train "$1" --runs "$RUNS" "${@:2}")
   [ -z "${SLURM_JOB_ID:-}" ] || nodes=${SLURM_NNODES:-1}
@@ -78,8 +77,25 @@ train_file() {
       "--log-dir=$RUNS/logs" --tee=3)
     command=("${agent[@]}" "${command[@]:1}")
   fi
-  # SIGUSR1 is for the training processes, which listen for it; torchrun does not, and would die of it.
-  command=(bash -c "trap '' USR1; exec \"\$@\"" bash "${command[@]}")
+  run_on "$nodes" "${command[@]}"
+}
+
+# run_alone COMMAND ...
+# Runs `python -m da COMMAND ...` in one process. Returns what `run_on` returns.
+run_alone() {
+  unset DA_STOP_FILE
+  run_on 1 "$PYTHON" -m da "$@"
+}
+
+# run_on NODES COMMAND ...
+# Runs the command, under Slurm once on each node. Returns 0: finished; 2: a mistake to mend; 75: stopped by SIGUSR1 or
+# run.time_limit, under Slurm the job is queued again; 130, 143: stopped by SIGINT, SIGTERM. What was stopped is saved:
+# the same command goes on.
+run_on() {
+  local nodes=$1 code=0
+  shift
+  # SIGUSR1 is for the processes that listen for it; torchrun does not, and would die of it.
+  local command=(bash -c "trap '' USR1; exec \"\$@\"" bash "$@")
   [ -z "${SLURM_JOB_ID:-}" ] || command=(srun "--nodes=$nodes" "--ntasks=$nodes" --ntasks-per-node=1 "${command[@]}")
   launch "${command[@]}" || code=$?
   if [ -s "${DA_STOP_FILE:-}" ]; then
