@@ -70,7 +70,6 @@ train_file() {
     mkdir -p "$RUNS/logs"
     # shellcheck disable=SC2016  # torchrun fills in the rank
     export DA_STOP_FILE="$RUNS/logs/$id.stop" TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='[${rank}] '
-    export LOGLEVEL=${LOGLEVEL:-CRITICAL} # of torchrun's own lines: the processes say themselves what went wrong
     rm -f "$DA_STOP_FILE"
     local agent=("$PYTHON" -m torch.distributed.run "--nnodes=$nodes" "--nproc-per-node=$GPUS" "--rdzv-id=$id"
       "--rdzv-backend=c10d" "--rdzv-endpoint=$(first_node):$(free_port)" "--max-restarts=$RESTARTS"

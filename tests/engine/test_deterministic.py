@@ -60,8 +60,9 @@ def restored(monkeypatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("method", METHOD_FILES)
 def test_an_update_has_only_operations_with_a_deterministic_form(method, gta5_root, cityscapes_root):
-    small = ("method.blocks=1", "method.width=8") if method == "cycada_pixel" else ()
-    config = tiny(METHOD_FILES[method], gta5_root, cityscapes_root, "data.jitter=0.2", "data.blur=0.5", *small)
+    translation = ("method.blocks=1", "method.width=8")
+    extra = translation if method == "cycada_pixel" else ("data.jitter=0.2", "data.blur=0.5")
+    config = tiny(METHOD_FILES[method], gta5_root, cityscapes_root, *extra)
     trainer = base.build(config)
     stepper = make_stepper(trainer, config, torch.device("cpu"))
     batch = next(train_batches(config.data, 0, 0, use_target=trainer.uses_target))
