@@ -300,21 +300,36 @@ def adaptsegnet(bench: Bench) -> None:
     cuda = bench.device.type == "cuda"
     size = (64, 128) if bench.small else (512, 1024) if cuda else (256, 512)
     arch = "resnet18" if bench.small or not cuda else "resnet101"
+    title = f"AdaptSegNet-{arch}, {size[1]}x{size[0]}, batch 2: one update"
+    compare_precisions(bench, title, "adaptsegnet", synthetic_batch(size, bench.device), arch, {})
+
+
+def cyclegan(bench: Bench) -> None:
+    """One update of CycleGAN (cycada_pixel without the semantic term), both generators and discriminators."""
+    size = (64, 64) if bench.small else (256, 256)
+    method = {"lambda_sem": 0.0} | ({"width": 8, "blocks": 1} if bench.small else {})
+    batch = synthetic_batch(size, bench.device).first()
+    title = f"CycleGAN, {size[1]}x{size[0]}, batch 1: one update"
+    compare_precisions(bench, title, "cycada_pixel", batch, "resnet18", method)
+
+
+def compare_precisions(bench: Bench, title: str, trainer: str, batch: Batch, arch: str, method: dict[str, Any]) -> None:
+    """One update of a method through the engine: plain fp32, and as the experiments run it."""
     folder = {"dataset": "gta5", "root": "unused", "split": "all"}
     tree = Tree()
     tree.add(
         {
-            "trainer": "adaptsegnet",
+            "trainer": trainer,
             "experiment": "bench",
             "name": "bench",
             "model": {"backbone": arch, "weights": "none"},
             "data": {"source": folder, "target": folder, "val": folder},
             "run": {"steps": 100},
+            "method": method,
         },
         "bench",
     )
     config = check_config(tree)
-    batch = synthetic_batch(size, bench.device)
 
     def update(precision: Any, channels_last: bool) -> Call:
         stepper = Stepper(
@@ -328,9 +343,9 @@ def adaptsegnet(bench: Bench) -> None:
         )
         return lambda: stepper.update([batch], 1, 0)
 
-    variants = {"fp32": update("fp32", False), "bf16, channels_last": update("bf16", True)}
-    precisions = {"fp32": torch.float32, "bf16, channels_last": torch.bfloat16}
-    bench.compare(f"AdaptSegNet-{arch}, {size[1]}x{size[0]}, batch 2: one update", variants, precisions)
+    fast = "bf16, channels_last for the segmenter"
+    variants = {"fp32": update("fp32", False), fast: update("bf16", True)}
+    bench.compare(title, variants, {"fp32": torch.float32, fast: torch.bfloat16})
 
 
 def synthetic_batch(size: tuple[int, int], device: torch.device) -> Batch:
@@ -519,7 +534,7 @@ def argmax(bench: Bench) -> None:
 
 
 COMPARISONS: dict[str, tuple[Callable[[Bench], None], ...]] = {
-    "step": (segmenter, adaptsegnet),
+    "step": (segmenter, adaptsegnet, cyclegan),
     "loss": (upsampled_loss,),
     "data": (loading, jitter),
     "eval": (confusion, argmax),
