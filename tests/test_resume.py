@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+from runs import assert_same_result
 from tiny import REPOSITORY, overrides, segmenter_checkpoint
 
 STEPS = 40
@@ -28,27 +28,6 @@ def last_step(run: Path) -> int:
     lines = path.read_text().splitlines() if path.exists() else []
     steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
     return max(steps, default=0)
-
-
-def metrics(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith("speed/")} for line in lines]
-
-
-def same(a, b, path: str = "") -> None:
-    assert type(a) is type(b), path
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            same(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b)):
-            same(x, y, f"{path}[{i}]")
-    else:
-        assert a == b, path
 
 
 @pytest.mark.slow
@@ -85,20 +64,4 @@ def test_three_kills_change_nothing(experiment, tmp_path, gta5_root, cityscapes_
         assert not (killed / "summary.json").exists()
     run_to_the_end(tmp_path / "killed")
 
-    a, b = (torch.load(r / "checkpoints/last.pt", weights_only=True) for r in (straight, killed))
-    same(a, b)
-    assert metrics(straight) == metrics(killed)
-    assert_curves_hold_every_step_once(straight, killed)
-
-
-def assert_curves_hold_every_step_once(straight: Path, killed: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    curves = []
-    for run in (straight, killed):
-        board = EventAccumulator(str(run / "tensorboard"))
-        board.Reload()
-        tags = [tag for tag in ("loss/seg", "loss/cycle", "val/mIoU") if tag in board.Tags()["scalars"]]
-        assert len(tags) == 2
-        curves.append([[(e.step, e.value) for e in board.Scalars(tag)] for tag in tags])
-    assert curves[0] == curves[1]
+    assert_same_result(killed, straight)
