@@ -15,4 +15,5 @@ torch.Tensor.float = torch.Tensor.double
 
 from da.cli import main  # noqa: E402
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

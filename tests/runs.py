@@ -1,10 +1,17 @@
-"""What the tests of interrupted runs share: two runs compared, file by file and bit by bit."""
+"""What the tests of interrupted runs share: processes found, two runs compared, file by file and bit by bit."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def children(process: int) -> list[int]:
+    """Numbers of the processes that `process` has started."""
+    listed = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True).stdout
+    return [int(line) for line in listed.split()]
 
 
 def assert_same_result(run: Path, straight: Path) -> None:

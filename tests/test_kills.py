@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import assert_same_result
+from runs import assert_same_result, children
 from tiny import REPOSITORY, overrides
 
 pytestmark = pytest.mark.slow
@@ -46,8 +46,8 @@ class Launched:
 
     def ranks(self) -> list[int]:
         """Process ids of the training processes: the children of torchrun, the script's child."""
-        agents = _children(self.shell.pid)
-        return [pid for agent in agents for pid in _children(agent)]
+        agents = children(self.shell.pid)
+        return [pid for agent in agents for pid in children(agent)]
 
     def strike(self, what: str, ranks: list[int], rng: random.Random) -> None:
         if what == "SIGKILL of one":
@@ -58,11 +58,6 @@ class Launched:
             os.killpg(self.shell.pid, signal.SIGKILL)
         else:
             self.shell.send_signal(getattr(signal, what))
-
-
-def _children(parent: int) -> list[int]:
-    listed = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True).stdout
-    return [int(line) for line in listed.split()]
 
 
 def _kill(pid: int, number: int) -> None:

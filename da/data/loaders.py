@@ -6,6 +6,7 @@ interruptions.
 """
 
 import contextlib
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,6 +179,12 @@ def _stack(tensors: list[torch.Tensor], items: list[_Item]) -> torch.Tensor:
     return torch.stack(tensors)
 
 
+# Workers are forked from a server that has loaded this module and nothing else: this process has threads, and a fork
+# that meets one of them inside a lock leaves a worker that waits for ever.
+WORKERS = multiprocessing.get_context("forkserver")
+WORKERS.set_forkserver_preload([__name__])
+
+
 class Loaded(Generic[T]):
     """What a DataLoader yields, with the UserErrors that its workers met raised here, in the main process."""
 
@@ -185,6 +192,7 @@ class Loaded(Generic[T]):
         self.loader = DataLoader(
             dataset,
             num_workers=workers,
+            multiprocessing_context=WORKERS if workers else None,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # else every new iterator would advance the global one

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import children
 from tiny import REPOSITORY, overrides
 
 from da.cli import main
@@ -67,9 +68,8 @@ def test_a_killed_data_worker_is_one_clear_line(command, run):
     metrics = run / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.05)
-    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout
-    for worker in listed.split():
-        os.kill(int(worker), signal.SIGKILL)
+    for worker in [worker for server in children(process.pid) for worker in children(server)]:
+        os.kill(worker, signal.SIGKILL)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "Traceback" not in said
