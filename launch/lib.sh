@@ -70,6 +70,8 @@ train_file() {
     mkdir -p "$RUNS/logs"
     # shellcheck disable=SC2016  # torchrun fills in the rank
     export DA_STOP_FILE="$RUNS/logs/$id.stop" TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='[${rank}] '
+    # Else torchrun keeps one store over its restarts, and gloo looks for processes that are dead.
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     rm -f "$DA_STOP_FILE"
     local agent=("$PYTHON" -m torch.distributed.run "--nnodes=$nodes" "--nproc-per-node=$GPUS" "--rdzv-id=$id"
       "--rdzv-backend=c10d" "--rdzv-endpoint=$(first_node):$(free_port)" "--max-restarts=$RESTARTS"

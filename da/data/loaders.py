@@ -7,7 +7,9 @@ interruptions.
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -217,12 +219,21 @@ def _start_worker(worker: int) -> None:
     """DataLoader limits torch to one thread in each worker; OpenCV is told here.
 
     A signal to the whole job reaches the workers too, and the main process still needs them for the update it
-    finishes: they leave the signals to it. SIGTERM ends them half a minute later, if the main process has not.
+    finishes: they leave the signals to it. SIGTERM ends them half a minute later, if the main process has not. They end
+    with the main process also where it was killed: torch's own watch looks at the process that forked them.
     """
+    threading.Thread(target=_end_with_the_main_process, daemon=True).start()
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
+
+
+def _end_with_the_main_process() -> None:
+    main = multiprocessing.parent_process()
+    if main is not None:
+        main.join()
+        os._exit(1)
 
 
 @contextlib.contextmanager

@@ -60,7 +60,9 @@ def test_a_corrupt_last_checkpoint_is_named_and_the_one_before_it_continues(comm
     assert all(torch.equal(value, finished[key]) for key, value in weights(run).items())
 
 
-def test_a_killed_data_worker_is_one_clear_line(command, run):
+@pytest.fixture
+def loading(command, run):
+    """A long run, after its first update, and the numbers of its data workers."""
     settings = ["data.workers=1", "run.steps=9999", "run.val_every=9999", "run.save_every=9999"]
     process = subprocess.Popen(
         [sys.executable, "-m", "da", *command, *settings], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
@@ -68,10 +70,27 @@ def test_a_killed_data_worker_is_one_clear_line(command, run):
     metrics = run / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.05)
-    for worker in [worker for server in children(process.pid) for worker in children(server)]:
-        os.kill(worker, signal.SIGKILL)
+    workers = [worker for server in children(process.pid) for worker in children(server)]
+    assert len(workers) == 1
+    yield process, workers
+    process.kill()
+
+
+def test_a_killed_data_worker_is_one_clear_line(loading):
+    process, workers = loading
+    os.kill(workers[0], signal.SIGKILL)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "Traceback" not in said
     assert "error: a data loading process died" in said
     assert "lower data.workers" in said
+
+
+def test_data_workers_end_with_a_killed_run(loading):
+    process, workers = loading
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 30
+    while Path(f"/proc/{workers[0]}").exists():
+        assert time.monotonic() < until
+        time.sleep(0.1)
