@@ -94,14 +94,15 @@ class Cluster:
             time.sleep(0.5)
 
     def restart(self, job: str) -> None:
-        """Wait until a job is queued again, and take away the two minutes for which Slurm then holds it back."""
+        """Wait until a job that was queued again runs; the two minutes for which Slurm holds it back are taken away."""
+        update = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
         until = time.monotonic() + 150
-        while "Restarts=1" not in self.call("scontrol", "show", "job", job):
+        running = {"RUNNING", "COMPLETED"}
+        while "Restarts=1" not in self.call("scontrol", "show", "job", job) or self.state(job) not in running:
             assert time.monotonic() < until, self.logs()
+            if self.state(job) == "PENDING":
+                subprocess.run(update, env=self.environment, check=False)  # fails where it has just started by itself
             time.sleep(0.5)
-        if self.state(job) == "PENDING":
-            update = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
-            subprocess.run(update, env=self.environment, check=False)  # fails where it has just started by itself
 
     def logs(self) -> str:
         return "\n".join(f"{p.name}:\n{p.read_text()[-3000:]}" for p in self.folder.glob("*.log"))
