@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="starting Slurm's daemons takes root"),
 ]
 
-LONGER = ("run.steps=40", "run.log_every=1", "run.val_every=15", "run.save_every=10")
+LONGER = ("run.steps=60", "run.log_every=1", "run.val_every=15", "run.save_every=10")
 CONFIGURATION = """
 ClusterName=throwaway
 SlurmctldHost={host}(127.0.0.1)
@@ -175,7 +175,7 @@ def test_two_nodes_requeue_and_preemption_end_in_the_same_result(cluster, settin
     for kind in ("requeue", "USR1", "preempt"):
         run = tmp_path / kind / name
         job = cluster.submit(tmp_path / kind, *two_nodes(settings))
-        wait_for_line(run, 12, cluster)
+        wait_for_line(run, 4, cluster)
         if kind == "requeue":
             cluster.call("scontrol", "requeue", job)
         elif kind == "USR1":
