@@ -181,7 +181,9 @@ def test_two_nodes_requeue_and_preemption_end_in_the_same_result(cluster, settin
         elif kind == "USR1":
             cluster.call("scancel", "--signal=USR1", job)
         else:
-            high = cluster.submit(tmp_path, "--nodes=2", "--partition=high", "--job-name=high", "--wrap=sleep 1")
+            high = cluster.submit(
+                tmp_path, "--nodes=2", "--exclusive", "--partition=high", "--job-name=high", "--wrap=sleep 1"
+            )
             cluster.wait(high, "COMPLETED")
         cluster.restart(job)
         cluster.wait(job, "COMPLETED")
