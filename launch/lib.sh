@@ -90,8 +90,8 @@ run_alone() {
 
 # run_on NODES COMMAND ...
 # Runs the command, under Slurm once on each node. Returns 0: finished; 2: a mistake to mend; 75: stopped by SIGUSR1 or
-# run.time_limit, under Slurm the job is queued again; 130, 143: stopped by SIGINT, SIGTERM. What was stopped is saved:
-# the same command goes on.
+# run.time_limit; 130, 143: stopped by SIGINT, SIGTERM. What was stopped is saved: the same command goes on. Slurm queues
+# the job again after 75, and after 143 where another job took its place.
 run_on() {
   local nodes=$1 code=0
   shift
@@ -103,11 +103,15 @@ run_on() {
     code=$(<"$DA_STOP_FILE")
     rm -f "$DA_STOP_FILE"
   fi
-  if [ "$code" = 75 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+  if [ -n "${SLURM_JOB_ID:-}" ] && { [ "$code" = 75 ] || { [ "$code" = 143 ] && preempted; }; }; then
     echo "stopped in time; queueing job $SLURM_JOB_ID again"
     scontrol requeue "$SLURM_JOB_ID" || echo "Slurm refused; submit the same script again to go on" >&2
   fi
   return "$code"
+}
+
+preempted() { # has Slurm asked this job to make room? It queues such a job again only if it must be killed
+  scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'
 }
 
 first_node() { # the address at which processes meet
