@@ -83,7 +83,8 @@ class Bench:
         self.peaks: dict[str, float] = {}  # matmul FLOP/s by precision
 
     def compare(self, title: str, variants: dict[str, Call], precisions: dict[str, torch.dtype] | None = None) -> None:
-        """Time `variants` in turn; `precisions` also asks for FLOPs and says whose peak a variant is held against."""
+        """Time `variants` in turn; `precisions` also asks for FLOPs and says whose peak a variant is held against;
+        one that it does not name is another network."""
         say(f"{title} ...")
         for call in variants.values():
             call()  # warm-up
@@ -101,7 +102,9 @@ class Bench:
         first = next(iter(variants))
         for name, spent in times.items():
             held, base_held = memory[name], memory[first]
-            peak = self._peak(precisions[name]) if precisions else None
+            named = precisions is not None and name in precisions
+            own_flops = flops if named else None
+            peak = self._peak(precisions[name]) if precisions and named else None
             self.rows.append(
                 Row(
                     title,
@@ -112,8 +115,8 @@ class Bench:
                     min(times[first]) / min(spent),
                     held,
                     held / base_held if held is not None and base_held else None,
-                    flops,
-                    flops / (min(spent) / 1e3) / peak if flops and peak else None,
+                    own_flops,
+                    own_flops / (min(spent) / 1e3) / peak if own_flops and peak else None,
                 )
             )
 
@@ -247,8 +250,12 @@ def segmenter(bench: Bench) -> None:
         variants["bf16, channels_last, strip loss, compiled backbone"] = (step(compiled, bf16, strips=True), bf16)
     if bench.optional("mmseg"):
         variants["mmsegmentation, fp32"] = (mmsegmentation(arch, batch, bench.device), fp32)
+    calls = {name: call for name, (call, _) in variants.items()}
+    precisions = {name: precision for name, (_, precision) in variants.items()}
+    if bench.optional("segmentation_models_pytorch"):  # fewer FLOPs: no share of the peak
+        calls["segmentation_models_pytorch, no auxiliary head, fp32"] = smp(arch, batch, bench.device)
     title = f"PSPNet-{arch}, {size[1]}x{size[0]}, batch 2: forward, losses, backward"
-    bench.compare(title, {n: v[0] for n, v in variants.items()}, {n: v[1] for n, v in variants.items()})
+    bench.compare(title, calls, precisions)
 
 
 def mmsegmentation(arch: str, batch: Batch, device: torch.device) -> Call:
@@ -278,6 +285,23 @@ def mmsegmentation(arch: str, batch: Batch, device: torch.device) -> Call:
         with tf32_allowed(False):
             losses = model.loss(image, samples)
             torch.stack([loss for name, loss in losses.items() if "loss" in name]).sum().backward()
+        model.zero_grad(set_to_none=True)
+
+    return call
+
+
+def smp(arch: str, batch: Batch, device: torch.device) -> Call:
+    """segmentation_models_pytorch's PSPNet on its dilated ResNet: the main head, its loss and backward."""
+    from segmentation_models_pytorch import PSPNet as OtherPSPNet
+
+    model = OtherPSPNet(arch, encoder_weights=None, encoder_depth=5, classes=NUM_CLASSES, upsampling=8)
+    model.encoder.make_dilated(8)
+    model.to(device)
+    image = batch.src_image.float() / 255
+
+    def call() -> None:
+        with tf32_allowed(False):
+            cross_entropy(model(image), batch.src_label).backward()
         model.zero_grad(set_to_none=True)
 
     return call

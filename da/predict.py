@@ -114,7 +114,8 @@ def _unique(jobs: Iterator[_Job]) -> Iterator[_Job]:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """A picture as (H, W, 3) uint8 RGB, upright: grey is repeated, transparency dropped, 16 bits brought to 8.
+    """A picture as (H, W, 3) uint8 RGB, upright: grey is repeated, transparency dropped, 16 bits and floats
+    (of white 1, 255 or 65535) brought to 8 bits.
 
     Raises:
         _Unreadable: missing, truncated, or no picture.
@@ -122,9 +123,11 @@ def read_picture(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16-bit grey, which `convert` would clip
-                grey = np.asarray(upright).clip(0, 65535)
-                return np.repeat((grey // 256 if grey.max() > 255 else grey).astype(np.uint8)[..., None], 3, 2)
+            if upright.mode.startswith(("I", "F")):  # grey of 16 bits or floats, which `convert` would clip
+                grey = np.nan_to_num(np.asarray(upright, np.float32))
+                white = 1 if upright.mode == "F" and grey.max() <= 1 else 255 if grey.max() <= 255 else 65535
+                grey = np.rint(grey * (255 / white)).clip(0, 255)
+                return np.repeat(grey.astype(np.uint8)[..., None], 3, 2)
             return np.array(upright.convert("RGB"))
     except DECODE_ERRORS as error:
         raise _Unreadable(getattr(error, "strerror", None) or str(error)) from error

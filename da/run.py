@@ -101,6 +101,8 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     if config.init and not checkpoint.find_last(where / "checkpoints"):
         _initialise(trainer, config.init)
     stepper = make_stepper(trainer, config, device)
+    if config.run.compile:
+        trainer.segmenter.backbone.compile()
     if dist.is_first_here():
         for domain in (config.data.source, config.data.val):
             resolve_root(domain)  # renders the miniature, which the other processes then find

@@ -140,6 +140,20 @@ def test_run_can_start_from_another_run(command, capsys, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a if k.endswith("weight"))
 
 
+def test_a_compiled_run_trains_the_same_network(command, tmp_path, monkeypatch):
+    """Traced and compiled by torch, but with its plain operations behind, which need no compiler and few seconds."""
+    assert main([*command, "name=plain"]) == 0
+    calls = []
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f: compile_(f, backend=lambda graph, _: calls.append(1) or graph))
+    assert main([*command, "name=compiled", "run.compile=true"]) == 0
+    assert calls
+    weights = (tmp_path / f"runs/mini/{name}-seed0/checkpoints/last.pt" for name in ("plain", "compiled"))
+    a, b = (torch.load(path, weights_only=True)["modules"]["segmenter"] for path in weights)
+    for key in a:
+        torch.testing.assert_close(b[key], a[key])
+
+
 def test_settings_that_cannot_work(command, capsys):
     assert "data.batch_size" in fails(capsys, *command, "run.accumulate=3")
     assert "run.log_every" in fails(capsys, *command, "run.log_every=0")

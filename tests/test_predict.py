@@ -38,11 +38,14 @@ def test_every_kind_of_picture_is_read(tmp_path, photo):
     Image.fromarray(grey).save(tmp_path / "grey.png")
     Image.fromarray(np.dstack([photo, grey])).save(tmp_path / "rgba.png")
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "grey16.png")
+    Image.fromarray(grey.astype(np.float32) / 255).save(tmp_path / "unit.tif")
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tif")
     cv2.imwrite(str(tmp_path / "rgb16.png"), cv2.cvtColor(photo, cv2.COLOR_RGB2BGR).astype(np.uint16) * 257)
     repeated = np.repeat(grey[..., None], 3, 2)
-    expected = {"rgb": photo, "grey": repeated, "rgba": photo, "grey16": repeated, "rgb16": photo}
+    expected = {"rgb.png": photo, "grey.png": repeated, "rgba.png": photo, "grey16.png": repeated, "rgb16.png": photo}
+    expected |= {"unit.tif": repeated, "float.tif": repeated}
     for name, wanted in expected.items():
-        assert np.array_equal(read_picture(tmp_path / f"{name}.png"), wanted), name
+        assert np.array_equal(read_picture(tmp_path / name), wanted), name
 
 
 def test_folder_results_and_skipped_inputs(run, tmp_path, photo, capsys):

@@ -38,6 +38,7 @@ class RunConfig(Section):
     keep_every: PositiveInt | None = None  # also keep the networks of every so many steps, for good
     pictures: PositiveInt = 4  # validation examples shown in TensorBoard
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False  # torch.compile of the segmenter's backbone: minutes at the start, faster updates on a GPU
     deterministic: bool = False  # on a GPU: the same bits every time, by slower algorithms; a CPU gives them anyway
     time_limit: Annotated[str | None, BeforeValidator(_time)] = None  # `3h50m`: then save and stop, to go on later
 

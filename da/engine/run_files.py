@@ -13,8 +13,9 @@ import yaml
 
 from da.config import UserError, difference, parse_yaml
 
-# Keys that change how fast a run goes or where it runs, never what comes out of it; a key that older runs lack.
-FREE_KEYS = ("data.workers: ", "run.device: ", "run.time_limit: ", "run.deterministic: (absent) -> False")
+# Keys that change how fast a run goes or where it runs, never what comes out of it; keys that older runs lack.
+FREE_KEYS = ("data.workers: ", "run.device: ", "run.time_limit: ")
+LATER_KEYS = ("run.deterministic: (absent) -> False", "run.compile: (absent) -> False")
 
 
 def claim(folder: Path, config: dict[str, Any]) -> None:
@@ -26,7 +27,7 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
     path = folder / "config.yaml"
     if path.exists() and (folder / "checkpoints").exists():
         changed = difference(parse_yaml(path.read_text(encoding="utf-8"), str(path)), config)
-        changed = [line for line in changed if not line.startswith(FREE_KEYS)]
+        changed = [line for line in changed if not line.startswith(FREE_KEYS + LATER_KEYS)]
         if changed:
             raise UserError(
                 f"{folder} holds a run of another configuration ({'; '.join(changed)}); "

@@ -105,6 +105,7 @@ class Stepper:
         self.trainer, self.device, self.seed, self.clip_norm = trainer, device, seed, clip_norm
         self._steps, self._schedule = steps, schedule
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self._copying: torch.cuda.Stream | None = None
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         for module in trainer.modules.values():
             module.to(device=device)
@@ -148,7 +149,7 @@ class Stepper:
                 self.scaler.scale(loss / count).backward()
 
         totals: dict[str, Tensor] = {}
-        micro = [batch.to(self.device) for batch in batches]
+        micro = [self._fetch(batch) for batch in batches]
         for batch, share in zip(micro, self.trainer.shares(micro)):
             self.trainer.share = share
             with self.autocast():
@@ -158,6 +159,22 @@ class Stepper:
                 totals[tag] = totals[tag] + value if tag in totals else value
         self._apply()
         return totals
+
+    def _fetch(self, batch: Any) -> Any:
+        """The batch on the device. A GPU copies it on a stream of its own, while it still computes the update before
+        (the host runs ahead of it: nothing in an update waits)."""
+        if self.device.type != "cuda":
+            return batch.to(self.device)
+        if self._copying is None:
+            self._copying = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self._copying):
+            batch = batch.to(self.device)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self._copying)
+        for value in batch:
+            if isinstance(value, Tensor):
+                value.record_stream(computing)  # else its memory could serve the next copy too early
+        return batch
 
     def _apply(self) -> None:
         for optimizer in self.trainer.optimizers.values():
