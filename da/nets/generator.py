@@ -7,11 +7,15 @@ Differs from the authors' code: images of any size come back at their own size; 
 are padded for the passage.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 STRIDE = 4  # pixels per side of the innermost map's cell
+
+Upsampling = Literal["transposed", "resize"]
 
 
 class ResidualBlock(nn.Module):
@@ -42,9 +46,11 @@ class Generator(nn.Module):
     Args:
         blocks: residual blocks; the paper takes 6 at 128 pixels and 9 from 256 on.
         width: channels at full resolution.
+        upsampling: how a size is doubled. `transposed`: by a transposed convolution, as in the paper. `resize`: nearest
+            neighbours, then a convolution, which leaves no checkerboard (Odena, Dumoulin, Olah, Distill 2016).
     """
 
-    def __init__(self, blocks: int = 9, width: int = 64) -> None:
+    def __init__(self, blocks: int = 9, width: int = 64, upsampling: Upsampling = "transposed") -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(3, width, 7)]
         layers += [nn.InstanceNorm2d(width), nn.ReLU(inplace=True)]
@@ -53,7 +59,10 @@ class Generator(nn.Module):
             layers += [nn.InstanceNorm2d(2 * channels), nn.ReLU(inplace=True)]
         layers += [ResidualBlock(4 * width) for _ in range(blocks)]
         for channels in (4 * width, 2 * width):
-            layers += [nn.ConvTranspose2d(channels, channels // 2, 3, stride=2, padding=1, output_padding=1)]
+            if upsampling == "resize":
+                layers += [nn.Upsample(scale_factor=2), nn.Conv2d(channels, channels // 2, 3, padding=1)]
+            else:
+                layers += [nn.ConvTranspose2d(channels, channels // 2, 3, stride=2, padding=1, output_padding=1)]
             layers += [nn.InstanceNorm2d(channels // 2), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.ReflectionPad2d(3), nn.Conv2d(width, 3, 7), nn.Tanh())
         self.apply(init_gan)

@@ -38,7 +38,7 @@ from da.engine.history import ImagePool
 from da.engine.stepper import Backward
 from da.losses import confident_labels, cross_entropy, real_loss, score_distance
 from da.nets.discriminator import PatchDiscriminator
-from da.nets.generator import Generator, to_generator, to_unit
+from da.nets.generator import Generator, Upsampling, to_generator, to_unit
 from da.nets.pspnet import PSPNet
 from da.trainers import base
 
@@ -54,6 +54,7 @@ class Config(Section):
     pool: NonNegativeInt = 50  # past translations kept for each discriminator
     blocks: PositiveInt = 9  # residual blocks of a generator
     width: PositiveInt = 64  # channels of the first layer of all four networks
+    upsampling: Upsampling = "transposed"  # `resize` leaves no checkerboard; transposed convolutions need long training
     lr: NonNegativeFloat = 2e-4
     betas: tuple[float, float] = (0.5, 0.999)
 
@@ -69,7 +70,7 @@ class Trainer(base.Trainer):
             raise UserError("method.sem_confidence: the score distance has no doubtful pixels; set it to 0")
         if config.data.jitter or config.data.blur:
             raise UserError("data.jitter, data.blur: the translation would learn them as a style; set both to 0")
-        self.g_st, self.g_ts = Generator(m.blocks, m.width), Generator(m.blocks, m.width)
+        self.g_st, self.g_ts = (Generator(m.blocks, m.width, m.upsampling) for _ in range(2))
         self.d_s, self.d_t = PatchDiscriminator(m.width), PatchDiscriminator(m.width)
         self.segmenter = PSPNet(config.model)  # f_s
         base.freeze([self.segmenter], True)
