@@ -35,7 +35,7 @@ from da.data.frames import Frames
 from da.data.loaders import Batch
 from da.data.transforms import DomainConfig, Geometry, photometric
 from da.engine.log import say
-from da.engine.stepper import ScheduleConfig, Stepper
+from da.engine.stepper import Precision, ScheduleConfig, Stepper
 from da.evaluation.infer import EvalConfig, predict_labels
 from da.evaluation.metrics import ConfusionMatrix
 from da.labels import CITYSCAPES_TO_TRAIN, IGNORE, NUM_CLASSES
@@ -82,12 +82,13 @@ class Bench:
         self.notes: list[str] = []
         self.peaks: dict[str, float] = {}  # matmul FLOP/s by precision
 
-    def compare(self, title: str, variants: dict[str, Call], precisions: dict[str, torch.dtype] | None = None) -> None:
+    def compare(self, title: str, variants: dict[str, Call], precisions: dict[str, Precision] | None = None) -> None:
         """Time `variants` in turn; `precisions` also asks for FLOPs and says whose peak a variant is held against;
         one that it does not name is another network."""
         say(f"{title} ...")
-        for call in variants.values():
-            call()  # warm-up
+        variants = {name: call for name, call in variants.items() if self._works(title, name, call)}
+        if not variants:
+            return
         flops = None
         if precisions:
             with FlopCounterMode(display=False) as counter:
@@ -120,6 +121,15 @@ class Bench:
                 )
             )
 
+    def _works(self, title: str, name: str, call: Call) -> bool:
+        """Warm up; a note says what went wrong."""
+        try:
+            call()
+        except Exception as error:  # one variant that fails (memory, a foreign package) must not cost the others
+            self.notes.append(f"{title}: {name} fails, its row is left out: {error}")
+            return False
+        return True
+
     def _milliseconds(self, call: Call, count: int = 1) -> float:
         """Per call, over `count` calls in a row."""
         self._wait()
@@ -133,20 +143,21 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _peak(self, dtype: torch.dtype) -> float:
+    def _peak(self, precision: Precision) -> float:
         """FLOP/s of the fastest of some square matrix products."""
-        name = str(dtype).removeprefix("torch.")
-        if name not in self.peaks:
+        if precision not in self.peaks:
             size = 256 if self.small else 8192 if self.device.type == "cuda" else 2048
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             a = torch.randn(size, size, device=self.device, dtype=dtype)
-            self.peaks[name] = 2 * size**3 / (min(self._milliseconds(lambda: a @ a) for _ in range(5)) / 1e3)
-        return self.peaks[name]
+            with tf32_allowed(precision == "tf32"):
+                self.peaks[precision] = 2 * size**3 / (min(self._milliseconds(lambda: a @ a) for _ in range(5)) / 1e3)
+        return self.peaks[precision]
 
     def optional(self, package: str) -> bool:
         """Whether `package` can be imported; a note says so where it cannot."""
         try:
             importlib.import_module(package)
-        except ImportError as error:
+        except Exception as error:  # a package may also refuse the versions beside it
             self.notes.append(f"{package} cannot be imported, its row is left out: {error}")
             return False
         return True
@@ -171,12 +182,15 @@ class Bench:
         }
 
 
-def run(parts: tuple[str, ...], device: torch.device, rounds: int, small: bool = False) -> Bench:
-    """All comparisons of `parts` (of `PARTS`)."""
+def run(
+    parts: tuple[str, ...], device: torch.device, rounds: int, small: bool, keep: Callable[[dict[str, Any]], None]
+) -> Bench:
+    """All comparisons of `parts` (of `PARTS`); `keep` gets the report after each of them."""
     bench = Bench(device, rounds, small)
     for part in parts:
         for comparison in COMPARISONS[part]:
             comparison(bench)
+            keep(bench.report())
     return bench
 
 
@@ -222,36 +236,38 @@ def segmenter(bench: Bench) -> None:
     batch = synthetic_batch(size, bench.device)
     image, label = batch.src_image.float() / 255, batch.src_label
 
-    def step(net: PSPNet, dtype: torch.dtype, strips: bool = False, tf32: bool = False) -> Call:
+    def step(net: PSPNet, precision: Precision, strips: bool = False) -> Call:
         def call() -> None:
-            with tf32_allowed(tf32), torch.autocast(bench.device.type, dtype, enabled=dtype != torch.float32):
-                if strips:
-                    low = net.scores(image, "source")
-                    losses = [upsampled_cross_entropy(s, label) for s in low if s is not None]
-                else:
-                    losses = [cross_entropy(s, label) for s in net(image, "source") if s is not None]
-            torch.stack(losses).sum().backward()
+            with tf32_allowed(precision == "tf32"):
+                with torch.autocast(bench.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                    if strips:
+                        low = net.scores(image, "source")
+                        losses = [upsampled_cross_entropy(s, label) for s in low if s is not None]
+                    else:
+                        losses = [cross_entropy(s, label) for s in net(image, "source") if s is not None]
+                torch.stack(losses).sum().backward()
             net.zero_grad(set_to_none=True)
 
         return call
 
-    fp32, bf16 = torch.float32, torch.bfloat16
-    variants = {"fp32": (step(plain, fp32), fp32)}
+    calls, precisions = {"fp32": step(plain, "fp32")}, dict[str, Precision](fp32="fp32")
+
+    def variant(name: str, call: Call, precision: Precision) -> None:
+        calls[name], precisions[name] = call, precision
+
     if cuda:
-        variants["tf32"] = (step(plain, fp32, tf32=True), fp32)
-        variants["bf16"] = (step(plain, bf16), bf16)
+        variant("tf32", step(plain, "tf32"), "tf32")
+        variant("bf16", step(plain, "bf16"), "bf16")
     else:
-        variants["fp32, channels_last"] = (step(last, fp32), fp32)
-    variants["bf16, channels_last"] = (step(last, bf16), bf16)
-    variants["bf16, channels_last, strip loss"] = (step(last, bf16, strips=True), bf16)
+        variant("fp32, channels_last", step(last, "fp32"), "fp32")
+    variant("bf16, channels_last", step(last, "bf16"), "bf16")
+    variant("bf16, channels_last, strip loss", step(last, "bf16", strips=True), "bf16")
     if cuda:
         compiled = copy.deepcopy(last)
-        compiled.backbone.compile()
-        variants["bf16, channels_last, strip loss, compiled backbone"] = (step(compiled, bf16, strips=True), bf16)
+        compiled.backbone.compile(dynamic=False)
+        variant("bf16, channels_last, strip loss, compiled backbone", step(compiled, "bf16", strips=True), "bf16")
     if bench.optional("mmseg"):
-        variants["mmsegmentation, fp32"] = (mmsegmentation(arch, batch, bench.device), fp32)
-    calls = {name: call for name, (call, _) in variants.items()}
-    precisions = {name: precision for name, (_, precision) in variants.items()}
+        variant("mmsegmentation, fp32", mmsegmentation(arch, batch, bench.device), "fp32")
     if bench.optional("segmentation_models_pytorch"):  # fewer FLOPs: no share of the peak
         calls["segmentation_models_pytorch, no auxiliary head, fp32"] = smp(arch, batch, bench.device)
     title = f"PSPNet-{arch}, {size[1]}x{size[0]}, batch 2: forward, losses, backward"
@@ -355,9 +371,12 @@ def compare_precisions(bench: Bench, title: str, trainer: str, batch: Batch, arc
     )
     config = check_config(tree)
 
-    def update(precision: Any, channels_last: bool) -> Call:
+    def update(precision: Precision, channels_last: bool, compiled: bool = False) -> Call:
+        method_trainer = base.build(config)
+        if compiled:
+            method_trainer.segmenter.backbone.compile(dynamic=False)
         stepper = Stepper(
-            base.build(config),
+            method_trainer,
             bench.device,
             seed=0,
             steps=100,
@@ -365,11 +384,21 @@ def compare_precisions(bench: Bench, title: str, trainer: str, batch: Batch, arc
             precision=precision,
             channels_last=channels_last,
         )
-        return lambda: stepper.update([batch], 1, 0)
+
+        def call() -> None:
+            with tf32_allowed(precision == "tf32"):
+                stepper.update([batch], 1, 0)
+
+        return call
 
     fast = "bf16, channels_last for the segmenter"
-    variants = {"fp32": update("fp32", False), fast: update("bf16", True)}
-    bench.compare(title, variants, {"fp32": torch.float32, fast: torch.bfloat16})
+    variants, precisions = {"fp32": update("fp32", False)}, dict[str, Precision](fp32="fp32")
+    if bench.device.type == "cuda":
+        variants |= {"tf32": update("tf32", False), "bf16": update("bf16", False)}
+        variants[f"{fast}, compiled backbone"] = update("bf16", True, compiled=True)
+        precisions |= {"tf32": "tf32", "bf16": "bf16", f"{fast}, compiled backbone": "bf16"}
+    variants[fast], precisions[fast] = update("bf16", True), "bf16"
+    bench.compare(title, variants, precisions)
 
 
 def synthetic_batch(size: tuple[int, int], device: torch.device) -> Batch:

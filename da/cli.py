@@ -374,6 +374,7 @@ def _cache(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     import json
+    from typing import Any
 
     from da import bench
     from da.engine.dist import pick_device
@@ -383,8 +384,11 @@ def _bench(options: argparse.Namespace) -> int:
     if options.rounds < 1:
         raise UserError("--rounds: give at least 1")
     parts = bench.PARTS if options.part == "all" else (options.part,)
-    done = bench.run(parts, pick_device(options.device), options.rounds, options.small)
-    write_text(options.json, json.dumps(done.report(), indent=2) + "\n")
+
+    def keep(report: dict[str, Any]) -> None:
+        write_text(options.json, json.dumps(report, indent=2) + "\n")
+
+    done = bench.run(parts, pick_device(options.device), options.rounds, options.small, keep)
     say(bench.table(done))
     say(f"written to {options.json}")
     return 0

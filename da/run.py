@@ -102,7 +102,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         _initialise(trainer, config.init)
     stepper = make_stepper(trainer, config, device)
     if config.run.compile:
-        trainer.segmenter.backbone.compile()
+        trainer.segmenter.backbone.compile(dynamic=False)  # one graph for each size of images
     if dist.is_first_here():
         for domain in (config.data.source, config.data.val):
             resolve_root(domain)  # renders the miniature, which the other processes then find
@@ -191,7 +191,7 @@ def evaluate(
     pictures: list[list[np.ndarray]] = []
     samples = watch(val, len(val)) if watch else islice(val, limit)
     for sample in bar(samples, "validation", limit or len(val)):
-        image, label = sample.image.to(stepper.device), sample.label.to(stepper.device)
+        image, label = (t.to(stepper.device, non_blocking=True) for t in (sample.image, sample.label))
         if config.eval.label_size:
             width, height = config.eval.label_size
             label = resize(label[None], [height, width], InterpolationMode.NEAREST_EXACT)[0]

@@ -1,4 +1,5 @@
-"""Process settings that pay, set before torch is loaded; `DA_TUNE=0` in the environment leaves everything as it is.
+"""Process settings that pay, set before torch is loaded and in each loader process; `DA_TUNE=0` in the environment
+leaves everything as it is.
 
 Memory: glibc gives blocks above 32 MiB back to the kernel at every free, and each new one costs a page fault per
 4 KiB. With the thresholds raised, the blocks of one update serve the next; the process keeps its peak of memory.

@@ -25,7 +25,7 @@ def test_command_writes_every_comparison(tmp_path, capsys, monkeypatch):
     for row in rows:
         assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
     assert report["settings"]["small"] is True
-    assert {"float32", "bfloat16"} == set(report["matmul_flops_per_second"])
+    assert {"fp32", "bf16"} == set(report["matmul_flops_per_second"])
     steps = [row for row in rows if "PSPNet" in row["comparison"] and "segmentation_models" not in row["variant"]]
     assert all(row["model_flops"] > 1e9 and row["peak_share"] > 0 for row in steps)
     out = capsys.readouterr().out

@@ -70,6 +70,7 @@ def test_tensorboard_holds_the_promised_tags(command, tmp_path):
         "loss/seg",
         "rate/segmenter/backbone",
         "speed/images_per_second",
+        "speed/waiting_for_data",
         "val/mIoU",
         "val/IoU/road",
     } <= scalars

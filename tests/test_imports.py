@@ -13,7 +13,7 @@ ALLOWED = {
     "config": set(),
     "kernels": {"labels"},
     "losses": {"config", "labels", "kernels"},
-    "data": {"config", "labels"},
+    "data": {"config", "labels", "tune"},
     "nets": {"config", "labels"},
     "engine": {"config", "labels"},
     "evaluation": {"config", "labels"},

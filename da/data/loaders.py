@@ -26,6 +26,7 @@ from da.data import folders
 from da.data.frames import Frames
 from da.data.sampler import GlobalBatches, derive_seed, sample_index
 from da.data.transforms import DomainConfig, FolderConfig, Geometry
+from da.tune import tune
 
 T = TypeVar("T")
 
@@ -222,6 +223,7 @@ def _start_worker(worker: int) -> None:
     finishes: they leave the signals to it. SIGTERM ends them half a minute later, if the main process has not. They end
     with the main process also where it was killed: torch's own watch looks at the process that forked them.
     """
+    tune()
     threading.Thread(target=_end_with_the_main_process, daemon=True).start()
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -108,7 +108,8 @@ def photometric(images: torch.Tensor, jitter: float, blur: float) -> torch.Tenso
 
 
 # RGB to luma and two chroma axes (NTSC's YIQ). Greys have no chroma: the last two rows sum to zero.
-_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_TO_RGB = torch.linalg.inv(_TO_YIQ)  # its first column is ones
 
 
 def _colour_jitter(images: torch.Tensor, strength: float) -> torch.Tensor:
@@ -119,8 +120,7 @@ def _colour_jitter(images: torch.Tensor, strength: float) -> torch.Tensor:
     brightness, contrast, saturation = 1 + draws[:3, :, None, None]  # (B, 1, 1) each
     angle = 2 * torch.pi * draws[3]
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
-    to_yiq = images.new_tensor(_YIQ)
-    to_rgb = torch.linalg.inv(to_yiq)  # its first column is ones
+    to_yiq, to_rgb = (matrix.to(images, non_blocking=True) for matrix in (_TO_YIQ, _TO_RGB))
     colours = to_yiq[0] + to_rgb[:, 1:] @ (saturation * turn) @ to_yiq[1:]  # (B, 3, 3)
     luma = to_yiq[0] @ images.mean((2, 3))[..., None]  # (B, 1)
     offset = (1 - contrast) * brightness * luma[..., None]

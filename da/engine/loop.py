@@ -14,7 +14,7 @@ from torch import Tensor
 from da.config import Section, UserError
 from da.engine import checkpoint, dist
 from da.engine.log import Progress, RunLog, say
-from da.engine.stepper import ScheduleConfig, Stepper
+from da.engine.stepper import Precision, ScheduleConfig, Stepper
 from da.engine.stop import Stopped, seconds
 
 
@@ -28,7 +28,7 @@ def _time(value: Any) -> Any:
 class RunConfig(Section):
     steps: PositiveInt  # updates in all
     schedule: ScheduleConfig = ScheduleConfig()
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     channels_last: bool = True
     accumulate: PositiveInt = 1  # micro-batches that `data.batch_size` is cut into; their mean losses are averaged
     clip_norm: PositiveFloat | None = None  # gradient norm limit of each optimiser
@@ -147,9 +147,11 @@ class Loop:
         scores: Scalars = {}
         stream = batches(first)
         progress = Progress(self.start, config.steps)
-        mark, images = time.monotonic(), 0
+        mark, images, waited = time.monotonic(), 0, 0.0
         for step in range(first, config.steps):
+            asked = time.monotonic()
             micro = list(islice(stream, config.accumulate))
+            waited += time.monotonic() - asked
             done, names = step + 1, [name for batch in micro for name in batch.names]
             logged: Scalars = {}
             if done > self.start:
@@ -159,12 +161,13 @@ class Loop:
                 if done % config.log_every == 0 or done == config.steps:
                     self.window.settle(self._last_good())
                     logged = self.window.mean() | stepper.rates()
-                    logged["speed/images_per_second"] = images / (time.monotonic() - mark)
+                    spent = time.monotonic() - mark
+                    logged |= {"speed/images_per_second": images / spent, "speed/waiting_for_data": waited / spent}
                     if self.log:
                         self.log.scalars(done, logged)
                     progress.report(done, logged)
                     self.window = Window()
-                    mark, images = time.monotonic(), 0
+                    mark, images, waited = time.monotonic(), 0, 0.0
             elif self.half:
                 logged = self.half["logged"]
             paused = time.monotonic()

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from da.config import Section
 from da.engine import dist
 
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]  # tf32: float32 whose products a GPU rounds to 10 bits; CPU: fp32
 Backward = Callable[[Tensor], None]
 
 
@@ -75,9 +76,9 @@ def seed_everything(*parts: object) -> None:
 def set_deterministic(on: bool) -> None:
     """Let torch use only algorithms that give the same bits every time, and raise where it has none; or let it choose
     freely. Takes full effect only before the first use of a GPU."""
+    torch.backends.cudnn.benchmark = not on  # the fastest algorithm of the moment may be another one tomorrow
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
-        torch.backends.cudnn.benchmark = False  # the fastest algorithm of the moment may be another one tomorrow
     if on != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(on)
 
@@ -98,14 +99,16 @@ class Stepper:
         seed: int,
         steps: int,
         schedule: ScheduleConfig,
-        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        precision: Precision = "fp32",
         clip_norm: float | None = None,
         channels_last: bool = True,
     ) -> None:
         self.trainer, self.device, self.seed, self.clip_norm = trainer, device, seed, clip_norm
         self._steps, self._schedule = steps, schedule
-        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self._dtype = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._copying: torch.cuda.Stream | None = None
+        if device.type == "cuda":  # torch's own default rounds in convolutions only
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         for module in trainer.modules.values():
             module.to(device=device)
@@ -114,6 +117,8 @@ class Stepper:
         for optimizer in trainer.optimizers.values():
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
+                if device.type == "cuda":
+                    group["fused"] = True  # one kernel for all weights
 
     def begin(self) -> None:
         """Call after state was loaded, before the first update: all processes start from equal networks."""

@@ -119,10 +119,13 @@ def _probability_strips(predict: Predict, image: Tensor, size: tuple[int, int], 
 
 
 def argmax(scores: Tensor) -> Tensor:
-    """`scores.argmax(0)` of (C, H, W) as uint8, the first of equals; several times faster on a CPU."""
+    """`scores.argmax(0)` of (C, H, W) as uint8, the first of equals; several times faster on a CPU. Pixels whose scores
+    are not numbers get some class."""
+    if scores.is_cuda:
+        return scores.argmax(0).to(torch.uint8)
     ranks = torch.arange(len(scores), 0, -1, dtype=torch.uint8, device=scores.device).view(-1, 1, 1)
     is_best = scores == scores.amax(0)
-    return len(scores) - is_best.view(torch.uint8).mul_(ranks).amax(0)
+    return (len(scores) - is_best.view(torch.uint8).mul_(ranks).amax(0)).clamp_(max=len(scores) - 1)
 
 
 class _Window(NamedTuple):

@@ -221,8 +221,10 @@ class PyramidPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         maps = [x]
         for branch in self.branches:
-            context = branch(x).to(x.dtype)  # autocast leaves GroupNorm's output in float32
-            maps.append(F.interpolate(context, x.shape[-2:], mode="bilinear", align_corners=self.align_corners))
+            # In float32: of a bfloat16 map a GPU adds up the gradients in bfloat16, which stops at 256 equal ones.
+            context = branch(x).to(x.dtype).float()
+            wide = F.interpolate(context, x.shape[-2:], mode="bilinear", align_corners=self.align_corners)
+            maps.append(wide.to(x.dtype))
         return torch.cat(maps, 1)  # the input first
 
 
