@@ -70,25 +70,29 @@ def predict(
     out.mkdir(parents=True, exist_ok=True)
     Image.fromarray(visualize.legend()).save(out / "legend.png")
     say(f"{checkpoint}, step {step}, on {stepper.device}: {len(jobs)} inputs; {config.eval.describe()}")
-    skipped = []
+    skipped: list[str] = []
+    failed = 0
     for job in bar(jobs, "inputs", len(jobs)):
         try:
             if job.frames:
-                _video(stepper, config.eval, job, out, kinds, opacity)
+                skipped += _video(stepper, config.eval, job, out, kinds, opacity)
             else:
                 results = _segment(stepper, config.eval, read_picture(job.path), kinds, opacity)
                 for kind, result in results.items():
                     _save(out / f"{job.name}_{kind}", kind, result)
         except _Unreadable as error:
+            failed += 1
             skipped.append(f"skipped {job.path}: {error}")
             say(skipped[-1])
-    say(f"{len(jobs) - len(skipped)} of {len(jobs)} inputs segmented; results and legend.png in {out}")
+    say(f"{len(jobs) - failed} of {len(jobs)} inputs segmented; results and legend.png in {out}")
     return skipped
 
 
 def _jobs(text: str, out: Path) -> Iterator[_Job]:
     path = Path(text)
     if path.is_dir():
+        if out.resolve() == path.resolve():
+            raise UserError(f"{out}: results would lie among the inputs; name another folder")
         found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in PICTURES + VIDEOS and p.is_file()]
         found = [p for p in found if out.resolve() not in p.resolve().parents]  # results of an earlier call
         if not found:
@@ -118,11 +122,11 @@ def read_picture(path: Path) -> np.ndarray:
     (of white 1, 255 or 65535) brought to 8 bits.
 
     Raises:
-        _Unreadable: missing, truncated, or no picture.
+        _Unreadable: missing, truncated, huge, or no picture.
     """
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
+            upright = _upright(image)
             if upright.mode.startswith(("I", "F")):  # grey of 16 bits or floats, which `convert` would clip
                 grey = np.nan_to_num(np.asarray(upright, np.float32))
                 white = 1 if upright.mode == "F" and grey.max() <= 1 else 255 if grey.max() <= 255 else 65535
@@ -131,6 +135,13 @@ def read_picture(path: Path) -> np.ndarray:
             return np.array(upright.convert("RGB"))
     except DECODE_ERRORS as error:
         raise _Unreadable(getattr(error, "strerror", None) or str(error)) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow stumbles over damaged metadata in many ways; the pixels may still be whole
+        return image
 
 
 def _segment(
@@ -165,12 +176,20 @@ def _save(stem: Path, kind: Kind, result: np.ndarray) -> None:
         Image.fromarray(result).save(path)
 
 
-def _video(stepper: Stepper, config: EvalConfig, job: _Job, out: Path, kinds: Sequence[Kind], opacity: float) -> None:
+def _video(
+    stepper: Stepper, config: EvalConfig, job: _Job, out: Path, kinds: Sequence[Kind], opacity: float
+) -> list[str]:
+    """Returns a line for each frame that could not be read."""
     frames, rate, total = _sequence(job.path) if "%" in job.path.name and not job.path.exists() else _open(job.path)
     writers: dict[Kind, Any] = {}
+    skipped: list[str] = []
     count = 0
     try:
         for count, frame in enumerate(bar(frames, job.path.name, total), 1):
+            if isinstance(frame, str):
+                skipped.append(f"skipped {frame}")
+                say(skipped[-1])
+                continue
             for kind, result in _segment(stepper, config, frame, kinds, opacity).items():
                 if kind in ("labelIds", "probabilities"):
                     _save(out / job.name / f"{count:06d}_{kind}", kind, result)
@@ -183,9 +202,12 @@ def _video(stepper: Stepper, config: EvalConfig, job: _Job, out: Path, kinds: Se
             writer.release()
     if not count:
         raise _Unreadable("no frame in it can be decoded")
+    if total and count < total:
+        say(f"{job.path}: {count} of the {total} frames that it announces can be decoded")
+    return skipped
 
 
-def _open(path: Path) -> tuple[Iterator[np.ndarray], float, int | None]:
+def _open(path: Path) -> tuple[Iterator[np.ndarray | str], float, int | None]:
     """A video's frames (H, W, 3) RGB, their number per second, and how many there are said to be."""
     if not path.is_file():
         raise _Unreadable("No such file or directory")
@@ -193,7 +215,7 @@ def _open(path: Path) -> tuple[Iterator[np.ndarray], float, int | None]:
     if not capture.isOpened():
         raise _Unreadable("OpenCV cannot open it as a video")
 
-    def frames() -> Iterator[np.ndarray]:
+    def frames() -> Iterator[np.ndarray | str]:
         while True:
             there, frame = capture.read()
             if not there:
@@ -205,8 +227,9 @@ def _open(path: Path) -> tuple[Iterator[np.ndarray], float, int | None]:
     return frames(), capture.get(cv2.CAP_PROP_FPS) or SEQUENCE_RATE, total if total > 0 else None
 
 
-def _sequence(pattern: Path) -> tuple[Iterator[np.ndarray], float, int]:
-    """The frames of a sequence such as `frames/%06d.png` by their numbers, all of the first one's size."""
+def _sequence(pattern: Path) -> tuple[Iterator[np.ndarray | str], float, int]:
+    """The frames of a sequence such as `frames/%06d.png` by their numbers, all of the first one's size; for one that
+    cannot be read, its path and why."""
     before, number, after = re.split(r"(%\d*d)", pattern.name, maxsplit=1) if "%" in pattern.name else ("", "", "")
     form = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
     there = pattern.parent.iterdir() if number and pattern.parent.is_dir() else ()
@@ -214,13 +237,17 @@ def _sequence(pattern: Path) -> tuple[Iterator[np.ndarray], float, int]:
     if not numbered:
         raise _Unreadable("no file of this numbered form")
     pictures = [path for _, path in sorted(numbered)]
-    first = read_picture(pictures[0])
-    height, width = first.shape[:2]
 
-    def frames() -> Iterator[np.ndarray]:
+    def frames() -> Iterator[np.ndarray | str]:
+        size = None  # (width, height)
         for path in pictures:
-            picture = read_picture(path)
-            yield picture if picture.shape == first.shape else cv2.resize(picture, (width, height))
+            try:
+                picture = read_picture(path)
+            except _Unreadable as error:
+                yield f"{path}: {error}"
+                continue
+            size = size or (picture.shape[1], picture.shape[0])
+            yield picture if picture.shape[1::-1] == size else cv2.resize(picture, size)
 
     return frames(), SEQUENCE_RATE, len(pictures)
 

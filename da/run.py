@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import json
 import math
 import tempfile
@@ -29,6 +30,7 @@ from da.data.loaders import (
     train_batches,
     val_samples,
 )
+from da.data.transforms import FolderConfig
 from da.engine import checkpoint, dist, lock, run_files
 from da.engine.log import bar, say
 from da.engine.loop import Loop, Scalars
@@ -271,7 +273,21 @@ def protocol(config: base.Experiment) -> dict[str, Any]:
         "weights": config.model.weights,
         "val": config.data.val.model_dump(mode="json"),
         "protocol": config.eval.model_dump(mode="json"),
+        "images": _identity(config.data.val),
     }
+
+
+def _identity(val: FolderConfig) -> dict[str, Any]:
+    """Which images a number was measured on: how many, the size (width, height) of their labels where it is the same
+    for all, and a hash of their names."""
+    samples = folders.module_of(val.dataset).index(resolve_root(val), val.split)
+    sizes = set()
+    for sample in samples:
+        assert sample.label
+        with Image.open(sample.label) as label:
+            sizes.add(label.size)
+    names = hashlib.sha256("\n".join(sample.name for sample in samples).encode()).hexdigest()[:12]
+    return {"count": len(samples), "size": list(sizes.pop()) if len(sizes) == 1 else None, "names": names}
 
 
 def hyperparameters(config: base.Experiment) -> dict[str, str | int]:
@@ -341,7 +357,8 @@ def evaluate_runs(
     Args:
         runs: run folders or checkpoint files.
         which: `last` or `best` of a run folder.
-        overrides: `key=value` settings of the evaluation; they win over a protocol.
+        overrides: `key=value` settings of the evaluation; they win over a protocol, whose name then says so
+            (`hrda+flip`).
         figure: PNG to draw the same validation images to: image, label, one prediction per result.
         protocols: names in `experiments/tables/protocols.yaml`; none: as the run's own `eval:` section says.
         export: folder for every prediction, `<result>/labelIds/*.png` (what the Cityscapes server takes) and
@@ -357,18 +374,22 @@ def evaluate_runs(
     for title, entry in named.items():
         if entry.assumed:
             say(f"protocol {title}: its source leaves open, assumed here: {entry.assumed}")
+    changed = [key.removeprefix("eval.") for key in flatten(read_tree((), overrides).values) if key.startswith("eval.")]
+    named = {"+".join([title, *changed]): entry for title, entry in named.items()}
+    names = [run.name if run.is_dir() else f"{run.parent.parent.name}/{run.stem}" for run in runs]
+    if export:
+        _refuse_to_mix([_exported(export, name, label) for name in names for label in named or [None]])
     results, columns = [], []
-    for run in runs:
+    for run, name in zip(runs, names):
         path = checkpoint_path(run, which)
         own, trainer, step = restore(path, overrides)
         stepper = make_stepper(trainer, own, dist.pick_device(own.run.device))
         val = val_samples(own.data.val, workers=own.data.workers)
-        name = run.name if run.is_dir() else f"{run.parent.parent.name}/{run.stem}"
         kind = which if run.is_dir() else run.stem
         for label, chosen in named.items() or [(None, None)]:
             config = _under_protocol(own, chosen, overrides) if chosen else own
             with contextlib.ExitStack() as stack:
-                to = export / f"{name.replace('/', '-')}{f'-{label}' if label else ''}" if export else None
+                to = _exported(export, name, label) if export else None
                 if compare_official and to is None:
                     to = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 counts, pictures = evaluate(stepper, config, val, keep=functools.partial(_export, to) if to else None)
@@ -395,6 +416,18 @@ def evaluate_runs(
         picture = visualize.grid(rows, ("image", "label", *titles))
         _write_picture(figure, np.concatenate([picture, visualize.legend(picture.shape[1])]))
     return results
+
+
+def _exported(export: Path, name: str, label: str | None) -> Path:
+    return export / "-".join(filter(None, (name.replace("/", "-"), label)))
+
+
+def _refuse_to_mix(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise UserError(f"--export: two of the runs would be written to {folder}; evaluate them one by one")
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"--export: {folder} holds an earlier export; delete it or name another folder")
 
 
 def _named(label: str, chosen: Protocol) -> dict[str, str | None]:

@@ -146,13 +146,25 @@ def test_a_compiled_run_trains_the_same_network(command, tmp_path, monkeypatch):
     assert main([*command, "name=plain"]) == 0
     calls = []
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f: compile_(f, backend=lambda graph, _: calls.append(1) or graph))
+
+    def backend(graph, _):
+        calls.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_(f, backend=backend, **options))
     assert main([*command, "name=compiled", "run.compile=true"]) == 0
     assert calls
     weights = (tmp_path / f"runs/mini/{name}-seed0/checkpoints/last.pt" for name in ("plain", "compiled"))
     a, b = (torch.load(path, weights_only=True)["modules"]["segmenter"] for path in weights)
     for key in a:
         torch.testing.assert_close(b[key], a[key])
+
+
+def test_a_run_needs_no_git(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(command) == 0
+    environment = tmp_path / "runs/mini/source_only-seed0/environment.json"
+    assert json.loads(environment.read_text())["commit"] is None
 
 
 def test_settings_that_cannot_work(command, capsys):

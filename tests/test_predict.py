@@ -1,11 +1,14 @@
 """`predict`: pictures of every kind, videos and sequences in, results at their own sizes out."""
 
+import struct
+
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from tiny import tiny
 
+from da import predict
 from da.cli import main
 from da.labels import TRAIN_TO_CITYSCAPES
 from da.predict import read_picture
@@ -110,7 +113,33 @@ def test_videos_and_sequences(form, run, tmp_path, photo):
     assert [p.name for p in sorted((out / "drive").iterdir())] == [f"{n:06d}_labelIds.png" for n in range(1, 6)]
 
 
+def test_a_broken_frame_is_named_and_the_others_are_segmented(run, tmp_path, photo, capsys):
+    for n in (1, 2, 3):
+        Image.fromarray(photo).save(tmp_path / f"drive_{n}.png")
+    (tmp_path / "drive_1.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    assert main(["predict", str(run), str(tmp_path / "drive_%d.png"), "-o", str(out), "--what", "labelIds"]) == 1
+    assert "drive_1.png: " in capsys.readouterr().out
+    assert [p.name for p in sorted((out / "drive").iterdir())] == ["000002_labelIds.png", "000003_labelIds.png"]
+
+
+def test_damaged_metadata_and_huge_pictures(tmp_path, photo, monkeypatch):
+    def fail(_):
+        raise struct.error
+
+    path = tmp_path / "a.png"
+    Image.fromarray(photo).save(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageOps, "exif_transpose", fail)
+        assert np.array_equal(read_picture(path), photo)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow refuses twice as many
+    with pytest.raises(predict._Unreadable, match="exceeds limit"):
+        read_picture(path)
+
+
 def test_nothing_to_do_is_said(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["predict", str(run), str(tmp_path / "empty"), "-o", str(tmp_path / "out")]) == 2
     assert "no picture or video" in capsys.readouterr().err
+    assert main(["predict", str(run), str(tmp_path), "-o", str(tmp_path)]) == 2
+    assert "among the inputs" in capsys.readouterr().err

@@ -12,7 +12,6 @@ out is named, and anything missing, unknown or of another shape is an error.
 """
 
 import argparse
-import json
 import pickle
 import re
 import sys
@@ -24,7 +23,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from da.config import UserError, merge, read_tree
+from da.config import Section, Tree, UserError, check, read_tree
+from da.engine import checkpoint
 from da.engine.log import say
 from da.labels import NUM_CLASSES
 from da.nets.pspnet import PSPNet, PSPNetConfig
@@ -39,6 +39,10 @@ ARCHS = {  # (3x3 convolution is the second of three, blocks of layer3) -> depth
     (True, 6): "resnet50",
     (True, 23): "resnet101",
 }
+
+
+class _Model(Section):
+    model: PSPNetConfig
 
 
 class Converted(NamedTuple):
@@ -82,7 +86,10 @@ def convert(kind: Kind, state: dict[str, Tensor], source: str, overrides: dict[s
         if classes != NUM_CLASSES:
             raise UserError(f"{source}: predicts {classes} classes; only the {NUM_CLASSES} of Cityscapes have a place")
         model["head_channels"] = width
-    config = PSPNetConfig.model_validate_json(json.dumps(merge(model, overrides or {})))
+    tree = Tree()
+    tree.add({"model": model}, source)
+    tree.add({"model": overrides or {}}, "command line")
+    config = check(_Model, tree).model
     network = PSPNet(config).eval()
     if kind.bgr:
         named["conv1.weight"] = named["conv1.weight"].flip(1)
@@ -165,6 +172,8 @@ def experiment_of(config: PSPNetConfig, name: str) -> Experiment:
 
 def write(kind: Kind, converted: Converted, out: Path) -> None:
     """Write the backbone's state dict with its input statistics, or a checkpoint that holds the whole segmenter."""
+    if out.is_dir():
+        raise UserError(f"{out}: a folder; name the file to write")
     network = converted.network
     if kind.part == "backbone":
         state: dict[str, Any] = {**network.backbone.state_dict()}
@@ -173,8 +182,7 @@ def write(kind: Kind, converted: Converted, out: Path) -> None:
     else:
         config = experiment_of(converted.config, out.stem).model_dump_json()
         state = {"modules": {"segmenter": network.state_dict()}, "config": config, "step": 0}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, out)
+    checkpoint.save(out, state)
 
 
 def report(kind: Kind, converted: Converted, out: Path) -> str:
@@ -222,6 +230,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write(kind, converted, options.out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or options.out}: {error.strerror}", file=sys.stderr)
         return 2
     say(report(kind, converted, options.out))
     return 0

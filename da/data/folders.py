@@ -33,7 +33,7 @@ UNKNOWN = 254  # mark inside look-up tables: neither a trainId nor IGNORE
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _PNG, _RGB_8 = b"\x89PNG\r\n\x1a\n", bytes([8, 2])  # signature; bit depth and colour type in the header
 # What Pillow raises on missing, truncated or damaged files, depending on where the damage lies.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError)
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 class Sample(NamedTuple):

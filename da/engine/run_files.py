@@ -54,9 +54,12 @@ def describe_environment(folder: Path, device: torch.device) -> None:
 
 
 def commit() -> str | None:
-    """The commit of the code that runs, with `-dirty` where it was changed; None outside a git checkout."""
+    """The commit of the code that runs, with `-dirty` where it was changed; None without git or checkout."""
     describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() or None
+    try:
+        return subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:  # no git here
+        return None
 
 
 def _cpu_name() -> str:

@@ -15,7 +15,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from torchvision.transforms import v2
 
-from da.config import Section
+from da.config import Section, UserError
 from da.evaluation import crf
 from da.evaluation.crf import CRFConfig
 
@@ -119,13 +119,12 @@ def _probability_strips(predict: Predict, image: Tensor, size: tuple[int, int], 
 
 
 def argmax(scores: Tensor) -> Tensor:
-    """`scores.argmax(0)` of (C, H, W) as uint8, the first of equals; several times faster on a CPU. Pixels whose scores
-    are not numbers get some class."""
+    """`scores.argmax(0)` of (C, H, W) as uint8, the first of equals; several times faster on a CPU."""
     if scores.is_cuda:
         return scores.argmax(0).to(torch.uint8)
     ranks = torch.arange(len(scores), 0, -1, dtype=torch.uint8, device=scores.device).view(-1, 1, 1)
     is_best = scores == scores.amax(0)
-    return (len(scores) - is_best.view(torch.uint8).mul_(ranks).amax(0)).clamp_(max=len(scores) - 1)
+    return len(scores) - is_best.view(torch.uint8).mul_(ranks).amax(0)
 
 
 class _Window(NamedTuple):
@@ -163,7 +162,10 @@ def _view(
     """The logits of `image` (1, 3, H, W). A whole image is one window stretched over the result's own `size`."""
 
     def logits(part: Tensor) -> Tensor:
-        return predict(part.flip(-1)).flip(-1)[0].float() if mirrored else predict(part)[0].float()
+        found = predict(part.flip(-1)).flip(-1)[0].float() if mirrored else predict(part)[0].float()
+        if not found.isfinite().all():
+            raise UserError("the network's scores are not finite: its weights are, or run.precision=fp32 would help")
+        return found
 
     if sliding is None:
         return _View(size, [_Window(logits(image), 0, 0, *size)])

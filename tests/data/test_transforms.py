@@ -5,7 +5,7 @@ from pydantic import ValidationError
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from da.data.transforms import _YIQ, DomainConfig, Geometry, photometric
+from da.data.transforms import _TO_YIQ, DomainConfig, Geometry, photometric
 from da.labels import IGNORE
 
 
@@ -114,7 +114,7 @@ def test_jitter_is_brightness_contrast_saturation_in_their_ranges_and_turns_hue_
     luma = F.rgb_to_grayscale(plain)
     assert torch.allclose(F.rgb_to_grayscale(out), luma, atol=2e-3)  # torchvision rounds the weights of luma
     chroma, turned = (plain - luma)[0].flatten(1), (out - F.rgb_to_grayscale(out))[0].flatten(1)
-    yiq = torch.tensor(_YIQ)[1:]
+    yiq = _TO_YIQ[1:]
     before, after = (torch.complex(*(yiq @ c)) for c in (chroma, turned))
     expected = before * (1 + saturation) * np.exp(2j * np.pi * hue)
     assert torch.allclose(after, expected, atol=2e-3)

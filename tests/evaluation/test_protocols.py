@@ -1,6 +1,7 @@
 """Named protocols, exported predictions, and the official evaluator's figures."""
 
 import json
+import math
 import sys
 
 import numpy as np
@@ -34,7 +35,7 @@ def test_one_command_scores_under_several_protocols(run, capsys):
     told = capsys.readouterr().out
     assert "NOT COMPARABLE" in told
     assert "protocol dacs: its source leaves open, assumed here: align_corners true" in told
-    for name in ("hrda", "dacs"):
+    for name in ("hrda+flip+input_size", "dacs+flip+input_size"):  # no longer what the authors measured
         found = json.loads((run / f"evaluation_last_{name}.json").read_text())
         assert found["protocol_name"] == name
         assert found["published_checkpoint"]
@@ -67,6 +68,39 @@ def test_exported_predictions_hold_the_scores(run, tmp_path, cityscapes_root):
         assert (folder / "color" / f"{stem}_color.png").exists()
     ids = [c.cityscapes_id for c in CLASSES]
     assert matrix[np.ix_(ids, ids)].tolist() == result["confusion"]
+
+
+def test_an_export_is_not_mixed_with_another(run, tmp_path, capsys):
+    command = ["evaluate", str(run), "--export", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert main(command) == 2
+    assert "holds an earlier export" in capsys.readouterr().err
+    assert main(["evaluate", str(run), str(run), "--export", str(tmp_path / "new")]) == 2
+    assert "two of the runs" in capsys.readouterr().err
+
+
+def test_results_name_the_images_they_were_measured_on(run, cityscapes_root):
+    stored = json.loads((run / "summary.json").read_text())["images"]
+    (result,) = evaluate_runs([run], "last", [])
+    assert result["images"] == stored
+    labels = sorted((cityscapes_root / "gtFine/val").glob("*/*_labelIds.png"))
+    assert stored["count"] == len(labels)
+    assert tuple(stored["size"]) == Image.open(labels[0]).size
+    for part in ("gtFine", "leftImg8bit"):
+        for path in sorted((cityscapes_root / part / "val").glob("*/*"))[:1]:
+            path.unlink()
+    (fewer,) = evaluate_runs([run], "last", [])
+    assert fewer["images"]["count"] == stored["count"] - 1
+    assert fewer["images"]["names"] != stored["names"]
+
+
+def test_scores_that_are_no_numbers_are_refused(run, capsys):
+    path = run / "checkpoints/last.pt"
+    state = torch.load(path, weights_only=True)
+    state["modules"]["segmenter"]["cls.4.bias"].fill_(math.nan)
+    torch.save(state, path)
+    assert main(["evaluate", str(run)]) == 2
+    assert "not finite" in capsys.readouterr().err
 
 
 def test_official_scores_agree(run, capsys):

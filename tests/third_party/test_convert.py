@@ -71,6 +71,10 @@ def test_what_does_not_fit_is_named(semseg_file, tmp_path, capsys):
     shape = torch.zeros(64, 3, 5, 5)
     assert "(64, 3, 5, 5)" in again(lambda s: s.update({"module.layer0.0.weight": shape}))
     assert "names are not of this kind" in refused(capsys, "torchvision", semseg_file, out)
+    assert "model.foo" in refused(capsys, "semseg", semseg_file, out, "model.foo=1")
+    (tmp_path / "file").touch()
+    assert "file" in refused(capsys, "semseg", semseg_file, tmp_path / "file/out.pt")
+    assert "a folder; name the file" in refused(capsys, "semseg", semseg_file, tmp_path)
     assert not out.exists()
 
 
