@@ -47,7 +47,7 @@ def agree(ours: Tensor, theirs: Tensor) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(512, 1024), (363, 517)])
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("depth", [18, 50, 101])
 def test_mmsegmentation_pspnet(depth, size):
     mmengine = pytest.importorskip("mmengine", reason="needs the optional extra `mmseg`")
     mmseg = pytest.importorskip("mmseg", reason="needs the optional extra `mmseg`")
