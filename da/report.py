@@ -10,7 +10,7 @@ from da.engine import dist
 from da.engine.log import bar, say
 from da.engine.run_files import write_text
 from da.evaluation import page, published, tables
-from da.evaluation.compare import Block, Run, compare, find_runs
+from da.evaluation.compare import Block, Run, compare, find_runs, published_alone
 from da.run import checkpoint_path, evaluate, make_stepper, restore, val_samples
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -21,7 +21,8 @@ def report(folders: Sequence[Path], table: str | None, root: Path, out: Path, pi
 
     Args:
         folders: run folders, or folders of runs; empty for all runs of `table`.
-        table: the experiment folder that the runs belong to; its experiments without a run are listed.
+        table: the experiment folder that the runs belong to; its experiments without a run are listed. Where there is
+            no run at all, the published rows stand alone.
         root: folder of all runs.
         out: where to write.
         pictures: validation images to show under every method.
@@ -31,26 +32,34 @@ def report(folders: Sequence[Path], table: str | None, root: Path, out: Path, pi
     """
     if not folders and table is None:
         raise UserError("name run folders, or --table with one of " + ", ".join(_known_tables()))
-    runs = find_runs(folders or [root / str(table)])
+    literature = published.read()
+    runs = [] if not folders and _none_yet(root, table, literature) else find_runs(folders or [root / str(table)])
     strange = [run for run in runs if table and run.config["experiment"] != table]
     if strange:
         raise UserError(f"{strange[0].folder}: a run of {strange[0].config['experiment']}, not of --table {table}")
     expected = sorted(path.stem for path in (EXPERIMENTS / table).glob("*.yaml")) if table else []
-    literature = published.read()
-    blocks = compare(runs, literature, expected)
+    blocks = compare(runs, literature, expected) if runs else published_alone(str(table), literature, expected)
     examples, remarks = draw_examples(blocks[0], pictures) if pictures else ([], [])
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "table.md", tables.markdown(blocks, literature))
     write_text(out / "table.csv", tables.csv_text(blocks, literature))
-    write_text(out / "table.tex", tables.latex(blocks))
+    write_text(out / "table.tex", tables.latex(blocks, literature))
     write_text(out / "index.html", page.html(blocks, literature, examples, remarks))
-    for text in [*(note for b in blocks for row in b.rows for note in row.notes), *remarks]:
+    reasons = [f"{b.experiment}: {b.apart}" for b in blocks if b.apart]
+    for text in dict.fromkeys([*(note for b in blocks for row in b.rows for note in row.notes), *reasons, *remarks]):
         say(text)
-    say(f"{len(runs)} runs; wrote {out}/index.html, table.md, table.csv, table.tex")
+    found = f"{len(runs)} runs" if runs else f"no run below {root / str(table)}"
+    say(f"{found}; wrote {out}/index.html, table.md, table.csv, table.tex")
+
+
+def _none_yet(root: Path, table: str | None, literature: published.Published) -> bool:
+    """Whether no run of a table is there, but something is published under its name."""
+    return any(row.table == table for row in literature.rows) and not any((root / str(table)).glob("*/config.yaml"))
 
 
 def _known_tables() -> list[str]:
-    return sorted(path.name for path in EXPERIMENTS.iterdir() if path.name not in ("base", "tables"))
+    folders = {path.name for path in EXPERIMENTS.iterdir() if path.name not in ("base", "tables")}
+    return sorted(folders | {row.table for row in published.read().rows})
 
 
 def draw_examples(block: Block, count: int) -> tuple[list[page.Example], list[str]]:
@@ -59,7 +68,10 @@ def draw_examples(block: Block, count: int) -> tuple[list[page.Example], list[st
     remarks = []
     rows = [row for row in block.rows if row.scores]
     for row in bar(rows, "predictions", len(rows)):
-        run = next(run for run in row.runs if run.summary)
+        run = next((run for run in row.validated if run.summary), None)
+        if run is None:
+            remarks.append(f"no pictures of {row.title}: its own validation is not that of the first table")
+            continue
         try:
             found[row.title] = predict_examples(run, count)
         except UserError as error:

@@ -1,4 +1,5 @@
-"""Finished runs side by side: grouped by protocol, averaged over seeds, set beside published rows."""
+"""Finished runs side by side: grouped by protocol and validation images, averaged over seeds, set beside published
+rows."""
 
 import json
 import os
@@ -7,18 +8,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from da.config import UserError, difference, flatten, parse_yaml
 from da.evaluation.infer import EvalConfig
 from da.evaluation.published import Published, PublishedRow
-from da.evaluation.report import TRANSLATORS
+from da.evaluation.report import TRANSLATORS, describe_images
 
 BASELINE, ORACLE = "source_only", "oracle"
 TRANSLATED = "‡"  # marks a translation run
-FREE_KEYS = ("seed", "name", "experiment", "data.workers", "run.device", "run.pictures")
+FREE_KEYS = ("seed", "name", "experiment", "data.workers", "run.device", "run.pictures", "eval.")
+CITYSCAPES_VAL = (500, [2048, 1024])  # images; width and height of the labels
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Run:
         config: the resolved settings.
         summary: of a finished run, else None.
         lines: of `metrics.jsonl`.
-        results: everything that was scored: the summary, and each `evaluation_*.json`.
+        results: everything that was scored: the summary, and each `evaluation_*.json` of the same step.
+        notes: which evaluations of the last checkpoint were left out.
     """
 
     folder: Path
@@ -37,6 +40,7 @@ class Run:
     summary: dict[str, Any] | None
     lines: list[dict[str, Any]]
     results: list[dict[str, Any]]
+    notes: list[str]
 
     @property
     def name(self) -> str:
@@ -65,6 +69,7 @@ class Row:
         scores: by seed, of the last checkpoint, in percent, as `da.evaluation.metrics.scores` names them.
         best: by seed, mIoU of the checkpoint with the highest validation score.
         confusion: (19, 19) counts summed over the seeds that were evaluated; None where none was.
+        validated: the runs that were validated under the block's protocol, on its images, while they trained.
         notes: what a reader must know, such as an unfinished seed.
     """
 
@@ -73,6 +78,7 @@ class Row:
     scores: dict[int, dict[str, float]]
     best: dict[int, float]
     confusion: np.ndarray | None
+    validated: list[Run]
     notes: list[str]
 
     @property
@@ -94,26 +100,31 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """Everything of one experiment folder that was measured under one protocol, and what was published under it.
+    """Everything of one experiment folder that was measured under one protocol on the same images, and what was
+    published under it.
 
     Attributes:
-        protocol: as stored with the results, with defaults filled in.
+        protocol: as stored with the results, with defaults filled in; empty in a block of published rows alone.
+        data: the validation images, in words.
         rows: own results: source only first, then translations, the oracle last, the others by rising mean.
         missing: experiments of the folder that have no run.
-        published: rows of the same protocol.
-        others: rows of other protocols; never compared.
+        published: rows of the same protocol, measured on the same images.
+        others: all other rows; never compared.
+        apart: why rows of the same protocol are among the others; empty where none are.
     """
 
     experiment: str
     protocol: dict[str, Any]
+    data: str
     rows: list[Row]
     missing: list[str] = field(default_factory=list)
     published: list[PublishedRow] = field(default_factory=list)
     others: list[PublishedRow] = field(default_factory=list)
+    apart: str = ""
 
     @property
     def classes(self) -> int:
-        return int(self.protocol["classes"])
+        return int(self.protocol.get("classes", 19))
 
     def row(self, name: str) -> Row | None:
         return next((row for row in self.rows if row.name == name and row.scores), None)
@@ -151,10 +162,17 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
 def _read_run(folder: Path) -> Run:
     config = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
     summary = _read_json(folder / "summary.json") if (folder / "summary.json").exists() else None
-    evaluations = [_read_json(path) for path in sorted(folder.glob("evaluation_*.json"))]
-    return Run(
-        folder, config, summary, _read_lines(folder / "metrics.jsonl"), [summary, *evaluations] if summary else []
-    )
+    results, notes = [summary] if summary else [], []
+    for path in sorted(folder.glob("evaluation_*.json")) if summary else []:
+        found = _read_json(path)
+        if found.get("step") == results[0]["step"]:
+            results.append(found)
+        elif found["checkpoint"] == "last":
+            notes.append(
+                f"{folder.name}: {path.name} is left out: it is of step {found.get('step')}, the run ended at step "
+                f"{results[0]['step']}; evaluate it again"
+            )
+    return Run(folder, config, summary, _read_lines(folder / "metrics.jsonl"), results, notes)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -176,40 +194,109 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+class _Key(NamedTuple):
+    """What two results must share to stand in one table."""
+
+    experiment: str
+    dataset: str
+    split: str
+    protocol: str  # JSON with sorted keys
+    images: str  # JSON with sorted keys
+
+
+Member = tuple[Run, dict[str, Any] | None]  # a run and a result of it, None for an unfinished run
+
+
 def compare(runs: Sequence[Run], published: Published, expected: Sequence[str] = ()) -> list[Block]:
-    """Group runs by experiment folder and protocol.
+    """Group runs by experiment folder, protocol and validation images.
 
     Runs of the same name that lie below different folders of runs are different variants, each with a row of its own.
     `expected` names the experiments that a table should hold; those without a run are listed as missing.
+
+    Raises:
+        UserError: two run folders that would be the same seed of the same row.
     """
-    grouped: dict[tuple[str, str], list[tuple[Run, dict[str, Any] | None]]] = defaultdict(list)
-    for run in runs:
-        results: list[dict[str, Any] | None] = [*run.results] or [None]
-        for result in results:
-            if result is None or result["checkpoint"] == "last":
-                grouped[_key(run, result)].append((run, result))
     names = {run.name for run in runs}
     places = _places(runs)
+    _refuse_twins(runs, places)
+    groups = _group(runs)
     blocks: list[Block] = []
-    for (experiment, protocol_text), members in grouped.items():
-        protocol = json.loads(protocol_text)["protocol"]
-        by_name: dict[str, list[tuple[Run, dict[str, Any] | None]]] = defaultdict(list)
+    for key, members in groups.items():
+        protocol = json.loads(key.protocol)
+        by_name: dict[str, list[Member]] = defaultdict(list)
         for run, result in members:
             by_name[run.name + places[run.root]].append((run, result))
         rows = sorted((_row(name, found) for name, found in by_name.items()), key=_order)
-        here = [p for p in published.rows if p.table == experiment]
+        here = [p for p in published.rows if p.table == key.experiment]
         same = [p for p in here if published.protocols[p.protocol].matches(protocol)]
-        blocks.append(
-            Block(
-                experiment,
-                protocol,
-                rows,
-                [name for name in expected if name not in names] if not blocks else [],
-                same,
-                [p for p in here if p not in same],
-            )
-        )
+        apart = _not_the_published_images(key) if same and any(row.scores for row in rows) else ""
+        if apart:
+            same = []
+        missing = [name for name in expected if name not in names] if not blocks else []
+        others = [p for p in here if p not in same]
+        blocks.append(Block(key.experiment, protocol, _data(key, groups), rows, missing, same, others, apart))
     return blocks
+
+
+def published_alone(table: str, published: Published, expected: Sequence[str] = ()) -> list[Block]:
+    """The published rows of a table without runs, a block per data set; `expected` are all missing."""
+    rows = [p for p in published.rows if p.table == table]
+    blocks: list[Block] = []
+    for data in dict.fromkeys(p.dataset for p in rows):
+        missing = list(expected) if not blocks else []
+        blocks.append(Block(table, {}, data, [], missing, others=[p for p in rows if p.dataset == data]))
+    return blocks
+
+
+def _refuse_twins(runs: Sequence[Run], places: dict[Path, str]) -> None:
+    seen: dict[tuple[Any, ...], Run] = {}
+    for run in runs:
+        other = seen.setdefault((run.config["experiment"], run.name + places[run.root], run.config["seed"]), run)
+        if other is not run:
+            raise UserError(
+                f"{other.folder} and {run.folder}: both are {run.name}, seed {run.config['seed']}; name only one of "
+                "them, or move one below another folder of runs"
+            )
+
+
+def _group(runs: Sequence[Run]) -> dict[_Key, list[Member]]:
+    """Results of last checkpoints by what they must share. Unfinished runs join the first group of their protocol."""
+    groups: dict[_Key, list[Member]] = defaultdict(list)
+    for run in runs:
+        for result in run.results:
+            if result["checkpoint"] == "last":
+                groups[_key(run, result)].append((run, result))
+    for run in runs:
+        if not run.results:
+            own = _key(run, None)
+            groups[next((key for key in groups if key[:-1] == own[:-1]), own)].append((run, None))
+    return groups
+
+
+def _data(key: _Key, others: Iterable[_Key]) -> str:
+    """The validation images in words; with the hash of their names where another block differs in nothing else."""
+    images = json.loads(key.images)
+    text = f"{key.dataset} {key.split}, {describe_images(images)}"
+    alike = [
+        o for o in others if o[:-1] == key[:-1] and describe_images(json.loads(o.images)) == describe_images(images)
+    ]
+    return f"{text} (names {images['names']})" if len(alike) > 1 else text
+
+
+def _not_the_published_images(key: _Key) -> str:
+    """Why no published number of Cityscapes val may be set beside these results; empty where one may."""
+    images, reduced = json.loads(key.images), json.loads(key.protocol)["label_size"]
+    if (key.dataset, key.split) != ("cityscapes", "val"):
+        return f"published rows are not compared: they are of Cityscapes val, not of {key.dataset} {key.split}"
+    if "count" not in images:
+        return "published rows are not compared: which images were scored is not recorded; evaluate the runs again"
+    count, size = CITYSCAPES_VAL
+    if images["count"] != count or images["size"] not in (size, reduced or size):
+        return (
+            f"published rows are not compared: they are of {describe_images({'count': count, 'size': size})}, "
+            f"these results of {describe_images(images)}"
+        )
+    return ""
 
 
 def _places(runs: Sequence[Run]) -> dict[Path, str]:
@@ -220,20 +307,44 @@ def _places(runs: Sequence[Run]) -> dict[Path, str]:
     return {root: "" if root == plain else f" ({root.relative_to(common)})" for root in roots}
 
 
-def _key(run: Run, result: dict[str, Any] | None) -> tuple[str, str]:
-    """What two results must share to stand in one table. The root of the data is a matter of the machine."""
-    val = (result or {}).get("val") or run.config["data"]["val"]
+def _key(run: Run, result: dict[str, Any] | None) -> _Key:
+    val = _val(run, result)
     protocol = EvalConfig().model_dump(mode="json") | ((result or {}).get("protocol") or run.config["eval"])
-    shared = {"dataset": val["dataset"], "split": val["split"], "protocol": protocol}
-    return str(run.config["experiment"]), json.dumps(shared, sort_keys=True)
+    return _Key(
+        str(run.config["experiment"]),
+        str(val["dataset"]),
+        str(val["split"]),
+        json.dumps(protocol, sort_keys=True),
+        json.dumps(_images(run, result), sort_keys=True),
+    )
 
 
-def _row(name: str, members: list[tuple[Run, dict[str, Any] | None]]) -> Row:
+def _val(run: Run, result: dict[str, Any] | None) -> dict[str, Any]:
+    found: dict[str, Any] = (result or {}).get("val") or run.config["data"]["val"]
+    return found
+
+
+def _images(run: Run, result: dict[str, Any] | None) -> dict[str, Any]:
+    """Which images were scored, as the result says; the folder they lie in is then a matter of the machine.
+
+    An older result does not say. It takes what the run's other results of the same folder say, if these agree; else
+    the images are unknown, {}, or, where the folder is not the one the run was validated on, those of that folder.
+    """
+    if result and result.get("images"):
+        return dict(result["images"])
+    root = _val(run, result).get("root")
+    named = [r["images"] for r in run.results if r.get("images") and _val(run, r).get("root") == root]
+    if named and all(images == named[0] for images in named):
+        return dict(named[0])
+    return {} if root == run.config["data"]["val"].get("root") else {"root": root}
+
+
+def _row(name: str, members: list[Member]) -> Row:
     scores: dict[int, dict[str, float]] = {}
     confusions: dict[int, np.ndarray] = {}
     best: dict[int, float] = {}
-    notes = []
     runs = list({run.folder: run for run, _ in members}.values())
+    notes = [note for run in runs for note in run.notes]
     for run, result in members:  # an evaluation stands after the summary and replaces its scores
         seed = int(run.config["seed"])
         if result is None:
@@ -248,7 +359,9 @@ def _row(name: str, members: list[tuple[Run, dict[str, Any] | None]]) -> Row:
         changed = [line for line in difference(_any_seed(runs[0]), _any_seed(run)) if not line.startswith(FREE_KEYS)]
         if changed:
             notes.append(f"{name}: {run.folder.name} differs from {runs[0].folder.name} in {'; '.join(changed)}")
-    return Row(name, runs, scores, best, sum(confusions.values()) if confusions else None, notes)  # type: ignore[arg-type]
+    validated = [run for run, result in members if result is run.summary]
+    confusion = np.sum(list(confusions.values()), axis=0) if confusions else None
+    return Row(name, runs, scores, best, confusion, validated, notes)
 
 
 def _any_seed(run: Run) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from PIL import Image
 from da.evaluation import charts, tables
 from da.evaluation.compare import BASELINE, ORACLE, Block, Row, ablations, mean_std
 from da.evaluation.published import Published
-from da.evaluation.report import describe_protocol
 from da.labels import CLASSES, NAMES, SUBSETS
 
 PICTURE_WIDTH = 480  # pixels that an embedded picture has at most
@@ -39,10 +38,10 @@ def html(blocks: Sequence[Block], published: Published, examples: Sequence[Examp
     for i, block in enumerate(blocks):
         name = f"<h2>{escape(block.experiment)}</h2>" if len(blocks) > 1 else ""
         sections += [
-            f'<header class="block">{name}<p class="protocol">{escape(describe_protocol(block.protocol))}</p></header>',
+            f'<header class="block">{name}<p class="protocol">{escape(tables.measured(block))}</p></header>',
             _headline(block),
-            _section("Results", _table(*tables.main_table(block)) + _others(block, published)),
-            _section("IoU per class, %", _table(tables.class_header(block), tables.class_table(block), "narrow")),
+            _results(block, published),
+            _classes(block),
             _per_class(block),
             _curves(block),
             _examples(examples) if i == 0 else "",
@@ -129,13 +128,23 @@ def _table(header: Sequence[str], lines: Sequence[tables.Line], kind: str = "") 
     )
 
 
+def _results(block: Block, published: Published) -> str:
+    header, lines = tables.main_table(block)
+    return _section("Results", (_table(header, lines) if lines else "") + _others(block, published))
+
+
 def _others(block: Block, published: Published) -> str:
-    lines = tables.other_lines(block, published)
+    header, lines = tables.other_table(block, published)
     if not lines:
         return ""
-    header = ("method", "backbone", "mIoU", "protocol", "checkpoint", "source")
-    summary = f"{len(lines)} results published under other protocols: not comparable with the table above"
-    return f"<details><summary>{summary}</summary>{_table(header, lines)}</details>"
+    summary = f"{escape(tables.others_title(block))} ({len(lines)})"
+    shown = "" if block.protocol else " open"
+    return f"<details{shown}><summary>{summary}</summary>{_table(header, lines)}</details>"
+
+
+def _classes(block: Block) -> str:
+    lines = tables.class_table(block)
+    return _section(tables.classes_title(block), _table(tables.class_header(block), lines, "narrow")) if lines else ""
 
 
 def _legend(block: Block, rows: Sequence[Row]) -> str:
@@ -159,6 +168,7 @@ def _per_class(block: Block) -> str:
 
 
 def _curves(block: Block) -> str:
+    """Only of runs that were validated under the block's own protocol while they trained."""
     panels, shown = [], []
     for tag, title in CURVES.items():
         rows = [row for row in block.rows if not row.is_translation]  # their discriminators judge other things
@@ -175,7 +185,7 @@ def _curves(block: Block) -> str:
 
 def _series(block: Block, row: Row, tag: str) -> charts.Series | None:
     at: dict[int, list[float]] = {}
-    for run in row.runs:
+    for run in row.validated:
         for line in run.lines:
             if tag in line:
                 at.setdefault(line["step"], []).append(line[tag])

@@ -20,11 +20,18 @@ def describe_protocol(protocol: dict[str, Any]) -> str:
     return EvalConfig.model_validate_json(json.dumps(protocol)).describe()
 
 
+def describe_images(images: dict[str, Any]) -> str:
+    """How many images were scored, and the size of their labels."""
+    if "count" not in images:
+        return f"images of {images['root']}" if "root" in images else "images not recorded"
+    return f"{images['count']} images of " + ("{}x{}".format(*images["size"]) if images["size"] else "several sizes")
+
+
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Results side by side: the summary figures, then IoU per class. Absent classes are shown as `-`.
 
     A result has `run`, `checkpoint` (`last` or `best`), `step`, `protocol` and `scores`. Where protocols differ the
-    table says so under the header.
+    table says so under it, and so it does where the validation images differ.
     """
     figures = ["mIoU", "mIoU19", "mIoU16", "mIoU13", "mAcc", "pixel_accuracy", "fwIoU"]
     keys = figures + [f"IoU/{name}" for name in NAMES]
@@ -42,6 +49,9 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     if len(protocols) > 1:
         lines.append("NOT COMPARABLE, protocols differ:")
     lines += ["", *(f"protocol: {text}" for text in sorted(protocols))]
+    images = {f"{describe_images(r['images'])} (names {r['images']['names']})" for r in results if r.get("images")}
+    if len(images) > 1:
+        lines += ["NOT COMPARABLE, validation images differ:", *sorted(images)]
     if any(r["checkpoint"] == "best" for r in results):
         lines.append("`best` is the checkpoint with the highest validation score: it was chosen with target labels.")
     lines += [f"{r['run']}: {OF_TRANSLATION}." for r in results if r.get("trainer") in TRANSLATORS]

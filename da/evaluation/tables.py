@@ -11,6 +11,8 @@ from da.evaluation.report import OF_TRANSLATION, describe_protocol
 from da.labels import NAMES, SUBSETS
 
 MARK = "†"  # quoted from memory
+MEANS = ("mIoU", "mIoU16", "mIoU13")  # over 19, 16 and 13 classes
+WRAPPED = r">{\raggedright\arraybackslash}p{%s\linewidth}"  # a column of text in LaTeX
 HEADER = (
     "method",
     "mIoU, last",
@@ -37,15 +39,17 @@ def signed(value: float | None) -> str:
 
 
 def main_table(block: Block) -> tuple[list[str], list[Line]]:
-    """Own rows, experiments without a result, and published rows of the same protocol; the header first.
-
-    Columns of `HEADER` that no line fills are left out.
-    """
+    """Own rows, experiments without a result, and published rows of the same protocol, under `HEADER`."""
     lines = [_own(block, row) for row in block.rows]
     lines += [Line("absent", [name, "not run", *[""] * (len(HEADER) - 2)]) for name in block.missing]
     lines += [published_line(row, block.classes) for row in block.published if row.mean(block.classes) is not None]
-    used = [i for i in range(len(HEADER)) if any(line.cells[i] for line in lines)]
-    return [HEADER[i] for i in used], [Line(line.kind, [line.cells[i] for i in used]) for line in lines]
+    return _filled(HEADER, lines)
+
+
+def _filled(header: Sequence[str], lines: Sequence[Line]) -> tuple[list[str], list[Line]]:
+    """A table without the columns that no line fills; the header first."""
+    used = [i for i in range(len(header)) if any(line.cells[i] for line in lines)]
+    return [header[i] for i in used], [Line(line.kind, [line.cells[i] for i in used]) for line in lines]
 
 
 def _own(block: Block, row: Row) -> Line:
@@ -99,7 +103,7 @@ def class_table(block: Block) -> list[Line]:
         for row in block.rows
         if row.scores
     ]
-    for row in block.published:
+    for row in block.published if block.protocol else block.others:
         if iou := row.class_iou():
             mark = "" if row.verified else f" {MARK}"
             lines.append(
@@ -116,59 +120,89 @@ def _absent(block: Block) -> list[str]:
 
 def notes(blocks: Sequence[Block]) -> list[str]:
     """What the numbers mean, a sentence each."""
-    found = ["mIoU of the last checkpoint, in percent, mean ± sample standard deviation over the seeds named."]
-    found.append("* The checkpoint with the highest validation score: it was chosen with target labels.")
-    for block in blocks:
-        if absent := _absent(block):
-            found.append(f"{block.experiment}: means leave out the classes without labels: {', '.join(absent)}.")
-    if any(block.published for block in blocks):
+    found = [note for block in blocks for note in block_notes(block)]
+    return list(dict.fromkeys([*found, *_comparability(blocks)]))
+
+
+def block_notes(block: Block) -> list[str]:
+    found = []
+    if any(row.scores for row in block.rows):
+        found.append("mIoU of the last checkpoint, in percent, mean ± sample standard deviation over the seeds named.")
+        found.append("* The checkpoint with the highest validation score: it was chosen with target labels.")
+    if block.published:
         found.append(
             "Published rows stand under the same input size, labels and scales; their networks (column backbone), "
             "training, checkpoint rule and align_corners differ from the own rows."
         )
-    if any(not row.verified for block in blocks for row in (*block.published, *block.others)):
+    if block.apart:
+        found.append(f"{block.experiment}: {block.apart}.")
+    return found + class_notes(block) + [note for row in block.rows for note in row.notes]
+
+
+def class_notes(block: Block) -> list[str]:
+    """The classes left out, and the marks."""
+    found = []
+    if absent := _absent(block):
+        found.append(f"{block.experiment}: means leave out the classes without labels: {', '.join(absent)}.")
+    if any(not row.verified for row in (*block.published, *block.others)):
         found.append(f"{MARK} Quoted from memory and not checked against the paper: do not cite.")
-    if any(row.is_translation for block in blocks for row in block.rows):
+    if any(row.is_translation for row in block.rows):
         found.append(f"{TRANSLATED} {OF_TRANSLATION[0].upper()}{OF_TRANSLATION[1:]}; no segmenter was adapted.")
-    if len(blocks) > 1:
-        found.append(f"{len(blocks)} tables, because protocols differ: rows of different tables are NOT comparable.")
-    return found + [note for block in blocks for row in block.rows for note in row.notes]
+    return found
+
+
+def _comparability(blocks: Sequence[Block]) -> list[str]:
+    if len(blocks) < 2:
+        return []
+    return [f"{len(blocks)} tables, because protocols or images differ: rows of different tables are NOT comparable."]
+
+
+def measured(block: Block) -> str:
+    """The protocol and the validation images."""
+    return f"{describe_protocol(block.protocol) if block.protocol else 'published results'}; {block.data}"
 
 
 def title(block: Block) -> str:
-    return f"{block.experiment}: {describe_protocol(block.protocol)}"
+    return f"{block.experiment}: {measured(block)}"
+
+
+def others_title(block: Block) -> str:
+    if block.protocol:
+        return "Published under other protocols or on other images, NOT comparable with the above"
+    return "Published under several protocols: rows of different protocols are NOT comparable"
+
+
+def classes_title(block: Block) -> str:
+    return "IoU per class, %" if block.protocol else "IoU per class, %, under several protocols: NOT comparable"
 
 
 def markdown(blocks: Sequence[Block], published: Published) -> str:
     parts = []
     for block in blocks:
-        parts += [f"## {title(block)}", _markdown_table(*main_table(block))]
-        parts += ["IoU per class:", _markdown_table(class_header(block), class_table(block))]
-        if block.others:
-            parts.append("Published under other protocols, NOT comparable with the above:")
-            header = ("method", "backbone", "mIoU", "protocol", "checkpoint", "source")
-            parts.append(_markdown_table(header, other_lines(block, published)))
+        parts.append(f"## {title(block)}")
+        if (main := main_table(block))[1]:
+            parts.append(_markdown_table(*main))
+        if classes := class_table(block):
+            parts += [f"{classes_title(block)}:", _markdown_table(class_header(block), classes)]
+        if (others := other_table(block, published))[1]:
+            parts += [f"{others_title(block)}:", _markdown_table(*others)]
     parts += [f"- {note}" for note in notes(blocks)]
     return "\n\n".join(parts) + "\n"
 
 
-def other_lines(block: Block, published: Published) -> list[Line]:
-    """Published rows of other protocols: method, backbone, mean, protocol, checkpoint rule, source."""
-    return [
-        Line(
-            "published",
-            [
-                _marked(row),
-                row.backbone,
-                _number(row.mean(block.classes)),
-                published.protocols[row.protocol].text,
-                row.checkpoint,
-                row.source,
-            ],
-        )
-        for row in block.others
-        if row.mean(block.classes) is not None
-    ]
+def other_table(block: Block, published: Published) -> tuple[list[str], list[Line]]:
+    """Published rows that nothing is compared with; in a block of published rows alone with every mean they have."""
+    means = (block.classes,) if block.protocol else (19, 16, 13)
+    header = ["method", "backbone", *MEANS[: len(means)], "protocol", "checkpoint", "source"]
+    lines = []
+    for row in block.others:
+        figures = ["" if row.mean(classes) is None else _number(row.mean(classes)) for classes in means]
+        protocol = published.protocols[row.protocol].text
+        if any(figures):
+            lines.append(
+                Line("published", [_marked(row), row.backbone, *figures, protocol, row.checkpoint, row.source])
+            )
+    return _filled(header, lines)
 
 
 def _markdown_table(header: Sequence[str], lines: Sequence[Line]) -> str:
@@ -176,76 +210,151 @@ def _markdown_table(header: Sequence[str], lines: Sequence[Line]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
+CSV_HEADER = (
+    "kind",
+    "experiment",
+    "method",
+    "backbone",
+    "seed",
+    "state",
+    "checkpoint",
+    "protocol",
+    "data",
+    "comparable",
+    "verified",
+    "source",
+)
+
+
 def csv_text(blocks: Sequence[Block], published: Published) -> str:
-    """One line per own and per published result, protocol and source on every line; numbers unrounded."""
+    """One line per seed of an own result, finished or not, per experiment without a run and per published result,
+    protocol, images and source on every line; numbers unrounded."""
     keys = ["mIoU", "mIoU19", "mIoU16", "mIoU13", "mAcc", "pixel_accuracy", "fwIoU", *(f"IoU/{n}" for n in NAMES)]
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        [
-            "kind",
-            "experiment",
-            "method",
-            "backbone",
-            "seed",
-            "checkpoint",
-            "protocol",
-            "comparable",
-            "verified",
-            "source",
-        ]
-        + keys
-    )
+    writer = csv.DictWriter(out, [*CSV_HEADER, *keys], lineterminator="\n")
+    writer.writeheader()
     for block in blocks:
+        where = {"experiment": block.experiment, "data": block.data}
+        own = where | {"kind": "own", "protocol": describe_protocol(block.protocol) if block.protocol else ""}
         for row in block.rows:
-            for seed, scores in sorted(row.scores.items()):
-                backbone = f"PSPNet-{row.runs[0].config['model']['backbone']}"
-                start = ["own", block.experiment, row.title, backbone, seed, "last", describe_protocol(block.protocol)]
-                writer.writerow([*start, "yes", "", "", *(scores.get(key, "") for key in keys)])
+            named = own | {"method": row.title, "backbone": f"PSPNet-{row.runs[0].config['model']['backbone']}"}
+            for seed, state in sorted({int(run.config["seed"]): run.state for run in row.runs}.items()):
+                scores = {key: value for key, value in row.scores.get(seed, {}).items() if key in keys}
+                of_result = {"checkpoint": "last", "comparable": "yes"} if scores else {}
+                writer.writerow(named | {"seed": seed, "state": state} | of_result | scores)
+        for name in block.missing:
+            writer.writerow(own | {"method": name, "state": "not run"})
         for theirs in (*block.published, *block.others):
-            text = published.protocols[theirs.protocol].text
-            start = ["published", block.experiment, theirs.method, theirs.backbone, "", theirs.checkpoint, text]
-            comparable, verified = ("yes" if yes else "no" for yes in (theirs in block.published, theirs.verified))
             figures = {
                 "mIoU": theirs.mean(block.classes),
                 "mIoU19": theirs.mIoU,
                 **theirs.model_dump(include={"mIoU16", "mIoU13", "mAcc", "pixel_accuracy", "fwIoU"}),
                 **{f"IoU/{name}": value for name, value in theirs.class_iou().items()},
             }
-            values = ["" if figures.get(key) is None else figures[key] for key in keys]
-            writer.writerow([*start, comparable, verified, theirs.source, *values])
+            writer.writerow(
+                where
+                | {
+                    "kind": "published",
+                    "method": theirs.method,
+                    "backbone": theirs.backbone,
+                    "checkpoint": theirs.checkpoint,
+                    "protocol": published.protocols[theirs.protocol].text,
+                    "data": theirs.dataset,
+                    "comparable": "yes" if theirs in block.published else "no",
+                    "verified": "yes" if theirs.verified else "no",
+                    "source": theirs.source,
+                }
+                | figures
+            )
     return out.getvalue()
 
 
-def latex(blocks: Sequence[Block]) -> str:
-    """Tables for the packages booktabs and rotating."""
-    parts = ["% needs \\usepackage{booktabs} and \\usepackage{rotating}"]
+PREAMBLE = r"""% needs \usepackage{booktabs}, \usepackage{rotating}, \usepackage{array} and \usepackage{longtable}
+\providecommand{\narrowed}[1]{\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{#1}}"""
+
+
+def latex(blocks: Sequence[Block], published: Published) -> str:
+    """Tables that explain themselves: the protocol is their caption, the notes stand below."""
+    parts = [PREAMBLE]
     for block in blocks:
-        parts.append(f"% {title(block)}")
         header, lines = main_table(block)
-        parts.append(_tabular(header, lines, "l" + "r" * (len(header) - 1)))
-        header = class_header(block)
-        turned = ["method", *(f"\\begin{{turn}}{{90}}{name}\\end{{turn}}" for name in header[1:])]
-        parts.append(_tabular(turned, class_table(block), "l" + "r" * (len(header) - 1), escape_header=False))
-    parts += [f"% {note}" for note in notes(blocks)]
+        if lines:
+            columns = "l" + "".join(WRAPPED % 0.5 if name == HEADER[-1] else "r" for name in header[1:])
+            below = [*block_notes(block), *_comparability(blocks)] if block.protocol else []
+            parts.append(_float(title(block), _tabular(header, lines, columns), below))
+        if lines := class_table(block):
+            header = class_header(block)
+            turned = ["method", *(f"\\begin{{turn}}{{90}}{name}\\end{{turn}}" for name in header[1:])]
+            body = _tabular(turned, lines, "l" + "r" * (len(header) - 1), escape_header=False)
+            parts.append(_float(f"{classes_title(block)}. {title(block)}", body, class_notes(block)))
+        if not block.protocol:
+            parts.append(_listing(block, *other_table(block, published)))
     return "\n\n".join(parts) + "\n"
 
 
-def _tabular(header: Sequence[str], lines: Sequence[Line], columns: str, escape_header: bool = True) -> str:
+def _float(caption: str, tabular: str, below: Sequence[str]) -> str:
+    return "\n".join(
+        [
+            "\\begin{table}[htbp]",
+            "\\centering",
+            f"\\caption{{{_escape(caption)}}}",
+            f"\\narrowed{{{tabular}}}",
+            *_below(below),
+            "\\end{table}",
+        ]
+    )
+
+
+def _below(texts: Sequence[str]) -> list[str]:
+    """Notes as small paragraphs."""
+    return [f"\\par\\smallskip{{\\footnotesize\\raggedright {_escape(text)}\\par}}" for text in texts]
+
+
+def _listing(block: Block, header: Sequence[str], lines: Sequence[Line]) -> str:
+    """Published rows over as many pages as they need."""
+    widths = {"method": 0.18, "backbone": 0.12, "protocol": 0.16, "checkpoint": 0.13, "source": 0.13}
+    columns = "".join(WRAPPED % widths[name] if name in widths else "r" for name in header)
+    caption = f"\\caption{{{_escape(f'{title(block)}. {others_title(block)}.')}}}\\\\"
+    body = _tabular(header, lines, columns, environment="longtable").split("\n")
+    return "\n".join(
+        ["{\\scriptsize\\setlength{\\tabcolsep}{2pt}", body[0], caption, *body[1:], "}", *_below(class_notes(block))]
+    )
+
+
+def _tabular(
+    header: Sequence[str],
+    lines: Sequence[Line],
+    columns: str,
+    escape_header: bool = True,
+    environment: Literal["tabular", "longtable"] = "tabular",
+) -> str:
     shown = [_escape(cell) for cell in header] if escape_header else header
-    body = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", " & ".join(shown) + r" \\", "\\midrule"]
+    body = [f"\\begin{{{environment}}}{{{columns}}}", "\\toprule", " & ".join(shown) + r" \\", "\\midrule"]
     for before, line in zip([None, *lines], lines):
         if before and before.kind != "published" and line.kind == "published":
             body.append("\\midrule")
         body.append(" & ".join(_escape(cell) for cell in line.cells) + r" \\")
-    return "\n".join([*body, "\\bottomrule", "\\end{tabular}"])
+    return "\n".join([*body, "\\bottomrule", f"\\end{{{environment}}}"])
+
+
+LATEX = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "_%&#${}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": "$<$",
+        ">": "$>$",
+        "±": r"$\pm$",
+        MARK: r"$^\dagger$",
+        TRANSLATED: r"$^\ddagger$",
+    }
+)
 
 
 def _escape(text: str) -> str:
-    for plain, tex in (("\\", r"\textbackslash "), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
-        text = text.replace(plain, tex)
-    text = text.replace("±", r"$\pm$").replace(MARK, r"$^\dagger$").replace(TRANSLATED, r"$^\ddagger$")
-    return f"${text}$" if text[:1] in ("+", "-") and text[1:2].isdigit() else text
+    shown = text.translate(LATEX)
+    return f"${shown}$" if text[:1] in ("+", "-") and text[1:2].isdigit() else shown
 
 
 def _number(value: float | None) -> str:

@@ -1,10 +1,13 @@
 """The published rows: complete, consistent, and compared only with runs of the same protocol."""
 
+import math
+
 import pytest
+import torch
 
 from da.config import UserError
 from da.evaluation import published
-from da.evaluation.infer import EvalConfig
+from da.evaluation.infer import EvalConfig, predict_labels, window_starts
 from da.labels import NAMES, SUBSETS
 
 LITERATURE = published.read()
@@ -60,3 +63,37 @@ def test_mistakes_in_the_file_are_named(tmp_path):
     (tmp_path / "protocols.yaml").write_text("p: {text: t, eval: {flip: true}}")
     with pytest.raises(UserError, match="needs `checkpoint` and `source`"):
         published.read_protocols(tmp_path / "protocols.yaml")
+
+
+def test_rows_carry_the_protocol_of_their_own_paper():
+    for row in LITERATURE.rows:
+        if row.method.startswith(("AdvEnt", "MinEnt")) and "TLLib" not in row.method:
+            assert row.protocol == "advent", row
+        if row.method.startswith("DAFormer"):
+            own = "README" in row.source or "DAFormer paper" in row.source
+            assert row.protocol == ("daformer" if own else "not_stated"), row
+        if "769x769" in row.method:
+            assert row.protocol.startswith("mmseg_sliding_769"), row
+
+
+def test_sliding_769_is_measured_as_its_authors_do():
+    config = LITERATURE.protocols["mmseg_sliding_769"].eval
+    assert math.ceil(config.sliding.crop[0] * config.sliding.stride) == 513
+    assert window_starts(2049, 769, config.sliding.stride) == [0, 513, 1026, 1280]
+    assert config.align_corners
+    assert LITERATURE.protocols["mmseg_sliding_769_multi_scale"].eval is None  # averages logits and probabilities
+
+
+@pytest.mark.parametrize("name", ["pspnet", "pspnet_multi_scale"])
+def test_what_is_not_done_as_the_authors_do_is_listed(name):
+    protocol = LITERATURE.protocols[name]
+    assert "pads the image with the mean colour" in protocol.assumed
+    assert "antialiased bicubic" in protocol.assumed
+    seen = []
+
+    def predict(image):
+        seen.append(tuple(image.shape[-2:]))
+        return torch.zeros(1, 19, 1, 1)
+
+    predict_labels(predict, torch.zeros(3, 40, 60, dtype=torch.uint8), (40, 60), protocol.eval)
+    assert (40, 60) in seen  # cut to the image, not padded to 713x713

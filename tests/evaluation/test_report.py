@@ -1,6 +1,7 @@
 """The report: grouping by protocol and seed, differences, what is missing, and a page that needs nothing else."""
 
 import csv
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ from tiny import tiny
 from da.cli import main
 from da.config import UserError
 from da.evaluation import compare, page, published, tables
+from da.evaluation.report import table
 from da.labels import NAMES
 
 LITERATURE = published.read()
@@ -21,9 +23,13 @@ TRAINERS = {name: name for name in ("source_only", "cycada_pixel", "cycada_featu
 OWN_SIZE = GTA_PROTOCOL | {"input_size": None}
 
 
-def write_run(root, name, seed, miou, protocol=OWN_SIZE, experiment="mini", **settings):
-    """A run folder as training leaves it; miou None: unfinished after 20 of 40 steps."""
-    folder = root / experiment / f"{name}-seed{seed}"
+CITYSCAPES_VAL = {"count": 500, "size": [2048, 1024], "names": "0123456789ab"}
+CAMVID = {"count": 62, "size": [320, 240], "names": "ba9876543210"}
+
+
+def write_run(root, name, seed, miou, protocol=OWN_SIZE, experiment="mini", images=None, folder=None, **settings):
+    """A run folder as training leaves it; miou None: unfinished after 20 of 40 steps; images None: as older runs."""
+    folder = root / experiment / (folder or f"{name}-seed{seed}")
     folder.mkdir(parents=True)
     val = {"dataset": "cityscapes", "root": str(root), "split": "val"}
     config = {
@@ -45,16 +51,21 @@ def write_run(root, name, seed, miou, protocol=OWN_SIZE, experiment="mini", **se
         scores = {"mIoU": miou, "mIoU19": miou} | {f"IoU/{n}": miou for n in NAMES if n != "train"}
         summary = {"run": folder.name, "seed": seed, "val": val, "protocol": protocol, "checkpoint": "last", "step": 40}
         summary |= {"scores": scores, "best": {"step": 20, "val/mIoU": miou + 1}}
+        summary |= {"images": images} if images else {}
         (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
 
-def evaluate_run(folder, protocol, miou, checkpoint="last"):
+def evaluate_run(folder, protocol, miou, checkpoint="last", file=None, **changes):
     summary = json.loads((folder / "summary.json").read_text())
     del summary["best"]
     confusion = (np.eye(19, dtype=int) * 10).tolist()
     summary |= {"protocol": protocol, "scores": {"mIoU": miou}, "checkpoint": checkpoint, "confusion": confusion}
-    (folder / f"evaluation_{checkpoint}.json").write_text(json.dumps(summary))
+    (folder / f"evaluation_{file or checkpoint}.json").write_text(json.dumps(summary | changes))
+
+
+def blocks_of(*folders):
+    return compare.compare(compare.find_runs(folders), LITERATURE)
 
 
 @pytest.fixture
@@ -65,6 +76,10 @@ def runs(tmp_path):
     write_run(tmp_path, "adaptsegnet_ls", 0, 35.0, gan="ls")
     write_run(tmp_path, "oracle", 0, 50.0)
     return tmp_path
+
+
+def rows_of(blocks) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(tables.csv_text(blocks, LITERATURE))))
 
 
 def table_of(block) -> dict[str, dict[str, str]]:
@@ -101,8 +116,8 @@ def test_unfinished_seeds_stay_out_of_the_mean_and_are_named(runs):
 
 
 def test_published_rows_of_the_same_protocol_only(tmp_path):
-    write_run(tmp_path, "adaptsegnet_multi", 0, 43.0, GTA_PROTOCOL, "gta2city")
-    write_run(tmp_path, "adaptsegnet_single", 0, 41.0, GTA_PROTOCOL, "gta2city")
+    write_run(tmp_path, "adaptsegnet_multi", 0, 43.0, GTA_PROTOCOL, "gta2city", CITYSCAPES_VAL)
+    write_run(tmp_path, "adaptsegnet_single", 0, 41.0, GTA_PROTOCOL, "gta2city", CITYSCAPES_VAL)
     (block,) = compare.compare(compare.find_runs([tmp_path / "gta2city"]), LITERATURE)
     found = table_of(block)
     assert found["adaptsegnet_multi"]["published"] == "42.4"
@@ -110,12 +125,121 @@ def test_published_rows_of_the_same_protocol_only(tmp_path):
     assert found["adaptsegnet_single"]["published"] == "41.4†"  # quoted from memory
     assert "AdvEnt" in found
     assert "MIC" not in found
-    others = [line.cells[0] for line in tables.other_lines(block, LITERATURE)]
+    others = [line.cells[0] for line in tables.other_table(block, LITERATURE)[1]]
     assert "MIC" in others
     assert "AdvEnt" not in others
     text = tables.markdown([block], LITERATURE)
     assert "NOT comparable" in text
     assert "do not cite" in text
+
+
+@pytest.mark.parametrize(
+    ("images", "protocol", "compared", "told"),
+    [
+        (CITYSCAPES_VAL, GTA_PROTOCOL, True, ""),
+        (None, GTA_PROTOCOL, False, "is not recorded"),
+        (CAMVID, GTA_PROTOCOL, False, "500 images of 2048x1024, these results of 62 images of 320x240"),
+        (CITYSCAPES_VAL | {"count": 10}, GTA_PROTOCOL, False, "of 10 images of 2048x1024"),
+        (CITYSCAPES_VAL | {"size": None}, GTA_PROTOCOL, False, "500 images of several sizes"),
+        (CITYSCAPES_VAL, GTA_PROTOCOL | {"label_size": [1024, 512]}, True, ""),
+        (CITYSCAPES_VAL | {"size": [1024, 512]}, GTA_PROTOCOL | {"label_size": [1024, 512]}, True, ""),
+        (CITYSCAPES_VAL | {"size": [1024, 512]}, GTA_PROTOCOL, False, "these results of 500 images of 1024x512"),
+    ],
+)
+def test_published_rows_are_compared_on_cityscapes_val_alone(tmp_path, images, protocol, compared, told):
+    write_run(tmp_path, "source_only", 0, 43.0, protocol, "gta2city", images)
+    (block,) = blocks_of(tmp_path / "gta2city")
+    assert bool(block.published) == compared
+    assert len(block.published) + len(block.others) == len([p for p in LITERATURE.rows if p.table == "gta2city"])
+    assert ("difference" in table_of(block)["source_only"]) == (compared and "label_size" not in protocol)
+    assert told in block.apart
+    assert bool(block.apart) != compared
+    text = tables.markdown([block], LITERATURE)
+    assert block.apart in text
+    assert {row["comparable"] for row in rows_of([block]) if row["kind"] == "published"} >= {"no"}
+    assert any(row["comparable"] == "yes" for row in rows_of([block]) if row["kind"] == "published") == compared
+
+
+def test_published_rows_are_of_the_val_split(tmp_path):
+    folder = write_run(tmp_path, "source_only", 0, 43.0, GTA_PROTOCOL, "gta2city", CITYSCAPES_VAL)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["val"]["split"] = "train"
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (block,) = blocks_of(folder)
+    assert not block.published
+    assert "not of cityscapes train" in block.apart
+
+
+def test_different_images_never_share_a_table(tmp_path):
+    other = CAMVID | {"names": "ffffffffffff"}
+    for name, miou, images in (("source_only", 30.0, CAMVID), ("oracle", 50.0, CAMVID), ("oracle", 90.0, other)):
+        write_run(tmp_path, name, int(miou), miou, images=images)
+    blocks = blocks_of(tmp_path / "mini")
+    assert [[(row.name, row.values("mIoU")) for row in block.rows] for block in blocks] == [
+        [("source_only", [30.0]), ("oracle", [50.0])],
+        [("oracle", [90.0])],
+    ]
+    titles = [tables.title(block) for block in blocks]
+    assert "62 images of 320x240 (names ba9876543210)" in titles[0]
+    assert "(names ffffffffffff)" in titles[1]
+    assert any("images differ" in note for note in tables.notes(blocks))
+
+
+def test_an_evaluation_on_other_images_stands_apart(tmp_path):
+    folder = write_run(tmp_path, "oracle", 0, 50.0, images=CAMVID)
+    evaluate_run(folder, OWN_SIZE, 70.0, images=CITYSCAPES_VAL)
+    blocks = blocks_of(folder)
+    assert [block.row("oracle").values("mIoU") for block in blocks] == [[50.0], [70.0]]
+    assert [block.data for block in blocks] == [
+        "cityscapes val, 62 images of 320x240",
+        "cityscapes val, 500 images of 2048x1024",
+    ]
+
+
+@pytest.mark.parametrize("recorded", ["summary", "evaluation", "both", "neither"])
+def test_a_result_that_names_no_images_is_of_the_runs_own(tmp_path, recorded):
+    folder = write_run(tmp_path, "oracle", 0, 50.0, images=CAMVID if recorded in ("summary", "both") else None)
+    summary = json.loads((folder / "summary.json").read_text())
+    evaluate_run(folder, OWN_SIZE, 50.5)
+    found = json.loads((folder / "evaluation_last.json").read_text())
+    found.pop("images", None)
+    found |= {"images": CAMVID} if recorded in ("evaluation", "both") else {}
+    (folder / "evaluation_last.json").write_text(json.dumps(found))
+    (block,) = blocks_of(folder)
+    assert block.row("oracle").values("mIoU") == [50.5]
+    assert ("62 images" in block.data) == (recorded != "neither")
+    found = {k: v for k, v in found.items() if k != "images"} | {"val": summary["val"] | {"root": "/elsewhere"}}
+    (folder / "evaluation_last.json").write_text(json.dumps(found))  # says neither its images nor the run's own folder
+    blocks = blocks_of(folder)
+    assert [block.row("oracle").values("mIoU") for block in blocks] == [[50.0], [50.5]]
+    assert "/elsewhere" in tables.title(blocks[1])
+
+
+def test_evaluations_of_another_step_are_left_out(runs):
+    folder = runs / "mini/oracle-seed0"
+    evaluate_run(folder, OWN_SIZE, 12.0, step=20)
+    evaluate_run(folder, GTA_PROTOCOL, 13.0, file="last_adaptsegnet", step=20)
+    evaluate_run(folder, OWN_SIZE, 99.0, "best", step=20)
+    (block,) = blocks_of(runs / "mini")
+    assert block.row("oracle").values("mIoU") == [50.0]
+    left_out = [note for note in tables.notes([block]) if "left out" in note and "step 20" in note]
+    assert [note.split()[1] for note in left_out] == ["evaluation_last.json", "evaluation_last_adaptsegnet.json"]
+
+
+def test_two_folders_of_one_seed_are_refused(runs):
+    write_run(runs, "oracle", 0, 60.0, folder="oracle-again")
+    with pytest.raises(UserError, match=r"oracle-again and .*oracle-seed0: both are oracle, seed 0"):
+        blocks_of(runs / "mini")
+    write_run(runs / "variant", "oracle", 0, 60.0)
+    (block,) = blocks_of(runs / "mini/oracle-seed0", runs / "variant/mini")
+    assert len(block.rows) == 2
+
+
+def test_unfinished_runs_join_the_results_of_their_protocol(tmp_path):
+    write_run(tmp_path, "adaptsegnet_ls", 0, None)
+    write_run(tmp_path, "source_only", 0, 30.0, images=CAMVID)
+    (block,) = blocks_of(tmp_path / "mini")
+    assert table_of(block)["adaptsegnet_ls"]["mIoU, last"] == "unfinished, step 20 of 40"
 
 
 def test_protocols_are_never_mixed(runs):
@@ -173,7 +297,7 @@ def test_a_translation_is_not_taken_for_a_method(runs):
     text = page.html([block], LITERATURE, [], [])
     assert "Highest mean: adaptsegnet_single" in text
     assert "frozen source segmenter" in text
-    assert r"$^\ddagger$" in tables.latex([block])
+    assert r"$^\ddagger$" in tables.latex([block], LITERATURE)
 
 
 def test_ablations_show_the_settings_that_differ(runs):
@@ -187,8 +311,9 @@ def test_ablations_show_the_settings_that_differ(runs):
 
 
 def test_latex_is_balanced_and_escaped(runs):
-    text = tables.latex(compare.compare(compare.find_runs([runs / "mini"]), LITERATURE))
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    text = tables.latex(compare.compare(compare.find_runs([runs / "mini"]), LITERATURE), LITERATURE)
+    for environment in ("tabular", "table"):
+        assert text.count(rf"\begin{{{environment}}}") == text.count(rf"\end{{{environment}}}") == 2
     assert r"adaptsegnet\_single" in text
     assert r"30.0 $\pm$ 2.8" in text
     body = [line for line in text.splitlines() if not line.startswith("%")]
@@ -197,6 +322,39 @@ def test_latex_is_balanced_and_escaped(runs):
         columns = len(part[: part.index("}")])
         rows = [line for line in part.splitlines() if line.endswith(r"\\")]
         assert {line.count("&") + 1 for line in rows} == {columns}
+
+
+def test_latex_explains_itself_without_its_comments(tmp_path):
+    write_run(tmp_path, "adaptsegnet_single", 0, 41.0, GTA_PROTOCOL, "gta2city", CITYSCAPES_VAL)
+    write_run(tmp_path, "cycada_pixel", 0, 41.0, GTA_PROTOCOL, "gta2city", CITYSCAPES_VAL)
+    text = tables.latex(blocks_of(tmp_path / "gta2city"), LITERATURE)
+    compiled = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    captions = re.findall(r"\\caption\{(.*)\}", compiled)
+    assert len(captions) == 2
+    for caption, body in zip(captions, compiled.split(r"\caption")[1:]):
+        assert "input 1024x512" in caption
+        assert "500 images of 2048x1024" in caption
+        below = body[body.index(r"\end{tabular}") : body.index(r"\end{table}")]
+        assert "Quoted from memory" in below
+        assert "frozen source segmenter" in below
+    assert "sample standard deviation" in compiled
+    assert tables._escape("a_b {c} 50% <- ^~ \\x -> $") == (
+        r"a\_b \{c\} 50\% $<$- \textasciicircum{}\textasciitilde{} \textbackslash{}x -$>$ \$"
+    )
+
+
+def test_csv_names_what_is_absent_or_unfinished(runs):
+    write_run(runs, "oracle", 1, None)
+    write_run(runs, "adaptsegnet_multi", 0, None)
+    blocks = compare.compare(compare.find_runs([runs / "mini"]), LITERATURE, ["adaptsegnet_target_forward"])
+    found = {(row["method"], row["seed"]): row for row in rows_of(blocks)}
+    assert found["oracle", "0"]["state"] == "finished"
+    assert found["oracle", "0"]["mIoU"] == "50.0"
+    for method in ("oracle", "adaptsegnet_multi"):
+        row = found[method, "1" if method == "oracle" else "0"]
+        assert (row["state"], row["mIoU"], row["comparable"]) == ("unfinished, step 20 of 40", "", "")
+    assert found["adaptsegnet_target_forward", ""]["state"] == "not run"
+    assert len(found) == 8
 
 
 class Page(HTMLParser):
@@ -237,6 +395,29 @@ def test_page_is_one_file_and_well_formed(runs):
     assert "&lt;x&gt;" in text
     for heading in ("Results", "IoU per class", "Each class against source only", "Training", "Confusion", "Ablations"):
         assert f"<h3>{heading}" in text
+
+
+def test_page_of_two_tables_draws_curves_where_they_were_validated(tmp_path):
+    for name, miou, own in (("adaptsegnet_ls", 35.0, OWN_SIZE), ("adaptsegnet_single", 36.0, GTA_PROTOCOL)):
+        folder = write_run(tmp_path, name, 0, miou, own, images=CAMVID, gan=name)
+        evaluate_run(folder, OWN_SIZE, miou, file="last_own")
+        evaluate_run(folder, GTA_PROTOCOL, miou, file="last_gta")
+    evaluate_run(folder, OWN_SIZE, 70.0, images=CITYSCAPES_VAL, file="last_day")
+    blocks = blocks_of(tmp_path / "mini")
+    text = page.html(blocks, LITERATURE, [], [])
+    Page(text)
+    sections = text.split('<header class="block">')[1:]
+    names = ("adaptsegnet_ls", "adaptsegnet_single")
+    drawn = []
+    for block, section in zip(blocks, sections):
+        assert page.escape(tables.measured(block)) in section
+        training = section.partition("<h3>Training")[2].partition("</section>")[0]
+        drawn.append([name for name in names if f"{name}: " in training])
+    assert drawn == [["adaptsegnet_ls"], ["adaptsegnet_single"], []]
+    for section in sections[:2]:
+        ablation = section.partition("<h3>Ablations")[2].partition("</section>")[0]
+        assert "method.<wbr>gan" in ablation
+        assert "input_<wbr>size" not in ablation  # the table's own holds for both
 
 
 def test_error_map_marks_wrong_and_ignored_pixels():
@@ -288,3 +469,44 @@ def test_report_of_trained_runs(tmp_path, capsys, gta5_root, cityscapes_root):
     text = (out / "index.html").read_text()
     assert "no pictures of adaptsegnet_single" in text
     assert text.count("data:image/png") == 2 * (1 + 2)
+
+
+@pytest.mark.parametrize("name", ["gta2city", "synthia2city", "supervised"])
+def test_published_rows_stand_alone_where_nothing_was_run(tmp_path, capsys, monkeypatch, name):
+    for variable in ("GTA5_ROOT", "CITYSCAPES_ROOT", "SYNTHIA_ROOT"):
+        monkeypatch.delenv(variable, raising=False)
+    out = tmp_path / "o"
+    assert main(["report", "--table", name, "--runs", str(tmp_path / "none"), "-o", str(out)]) == 0
+    assert "no run below" in capsys.readouterr().out
+    expected = [p for p in LITERATURE.rows if p.table == name]
+    found = list(csv.DictReader((out / "table.csv").open()))
+    assert len([row for row in found if row["kind"] == "published"]) == len(expected)
+    assert {row["data"] for row in found if row["kind"] == "published"} == {p.dataset for p in expected}
+    assert any(row["state"] == "not run" for row in found) == (name != "supervised")
+    markdown, latex, html = ((out / file).read_text() for file in ("table.md", "table.tex", "index.html"))
+    Page(html)
+    for text in (markdown, latex, html):
+        assert ("not run" in text) == (name != "supervised")
+        assert ("PSPNet (semseg)" in text) == (name == "supervised")
+        assert "do not cite" in text
+    assert latex.count(r"\begin{longtable}") == latex.count(r"\end{longtable}") == len({p.dataset for p in expected})
+    if name == "supervised":
+        assert "ADE20K val" in html
+        assert "sliding 769x769 windows" in latex
+    if name == "synthia2city":
+        assert "mIoU13" in markdown
+
+
+def test_a_table_without_runs_or_published_rows_is_refused(tmp_path, capsys):
+    for name in ("mini", "nonsense"):
+        assert main(["report", "--table", name, "--runs", str(tmp_path), "-o", str(tmp_path / "o")]) == 2
+        assert "no run there" in capsys.readouterr().err
+
+
+def test_results_on_different_images_are_named_on_the_terminal():
+    result = {"run": "r", "checkpoint": "last", "step": 4, "protocol": OWN_SIZE, "scores": {}}
+    same, other, unknown = result | {"images": CAMVID}, result | {"images": CITYSCAPES_VAL}, result
+    assert "NOT COMPARABLE" not in table([same, same, unknown])
+    text = table([same, other])
+    assert "NOT COMPARABLE, validation images differ:" in text
+    assert "500 images of 2048x1024 (names 0123456789ab)" in text
