@@ -98,7 +98,10 @@ def parser() -> argparse.ArgumentParser:
         "self-contained page), table.md, table.csv and table.tex (booktabs).",
     )
     report.add_argument("run_folders", nargs="*", type=Path, metavar="RUN", help="run folders, or folders of runs")
-    report.add_argument("--table", help="all runs below RUNS/TABLE, for example mini, gta2city or synthia2city")
+    report.add_argument(
+        "--table",
+        help="all runs below RUNS/TABLE, for example mini, gta2city or synthia2city; supervised: published rows",
+    )
     report.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     report.add_argument("-o", "--out", type=Path, default=Path("report"), help="folder to write (default: report)")
     report.add_argument("--pictures", type=int, default=4, help="validation images to show (default: 4; 0: none)")

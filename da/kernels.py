@@ -2,9 +2,9 @@
 
 `UpsampledCrossEntropy` is interpolate + softmax cross-entropy without the full-resolution tensor. Only the loss's sum
 and its gradient at the low resolution are kept, so the rows of the output can be made, used and dropped strip by
-strip, while they are in the cache. Bilinear upsampling is separable: the width is upsampled in the ordinary way
-before, the height is a small matrix A, and a strip is A[rows] @ logits. Its gradient (p - onehot(y)) is added
-to the low resolution by A[rows]^T in the same pass.
+strip, while they are in the cache. Bilinear upsampling is separable, a small matrix A for the height and B for the
+width: a strip is A[rows] @ (logits @ B^T). Its gradient (p - onehot(y)) is added to the low resolution by A[rows]^T in
+the same pass, and by B at the end.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from torch.autograd.function import once_differentiable
 
 from da.labels import IGNORE
 
-# Bytes of one strip of upsampled logits: within a core's second-level cache; on a GPU large enough to fill it.
-STRIP_BYTES = {"cpu": 640 * 1024, "cuda": 16 * 1024 * 1024}
+# Bytes of one strip of upsampled logits: about a core's second-level cache; on a GPU large enough to fill it.
+STRIP_BYTES = {"cpu": 1280 * 1024, "cuda": 16 * 1024 * 1024}
 
 
 class UpsampledCrossEntropy(torch.autograd.Function):
-    """(B, C, h, W) logits and (B, H, W) labels -> 0-d mean cross-entropy after bilinear upsampling of the height.
+    """(B, C, h, w) logits and (B, H, W) labels -> 0-d mean cross-entropy after bilinear upsampling.
 
     Labels are trainIds, 255 ignored; `weight` is (C,) or None. The gradient is made in the forward pass; it cannot
     be differentiated again.
@@ -32,10 +32,12 @@ class UpsampledCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, label: Tensor, weight: Tensor | None, align_corners: bool) -> Tensor:
-        batch, classes, low, width = logits.shape
-        height = label.shape[1]
-        upsampling, support = _row_matrix(low, height, align_corners, logits.dtype, logits.device)
-        coarse = logits.permute(2, 0, 1, 3).reshape(low, -1)  # (h, B C W): rows first, so that a strip is one matmul
+        batch, classes, low, narrow = logits.shape
+        height, width = label.shape[1:]
+        upsampling, support = _matrix(low, height, align_corners, logits.dtype, logits.device)
+        widening, _ = _matrix(narrow, width, align_corners, logits.dtype, logits.device)  # (W, w)
+        with _exact_matmul(logits.device):
+            coarse = (logits.permute(2, 0, 1, 3) @ widening.T).view(low, -1)  # (h, B C W): a strip is one matmul
         gradient = torch.zeros_like(coarse) if ctx.needs_input_grad[0] else None
         rows = STRIP_BYTES.get(logits.device.type, STRIP_BYTES["cpu"]) // (coarse.shape[1] * coarse.element_size())
         rows = min(max(rows, 1), height)
@@ -59,7 +61,9 @@ class UpsampledCrossEntropy(torch.autograd.Function):
         total = share.sum()
         total = torch.where(total > 0, total, 1)
         if gradient is not None:
-            ctx.save_for_backward(gradient.div_(total).view(low, batch, classes, width))
+            with _exact_matmul(logits.device):
+                gradient = gradient.div_(total).view(low, batch, classes, width) @ widening  # (h, B, C, w)
+            ctx.save_for_backward(gradient)
         return torch.stack(losses).sum() / total
 
     @staticmethod
@@ -84,10 +88,10 @@ def _softmax_gradient_(z: Tensor, index: Tensor, share: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _row_matrix(
+def _matrix(
     low: int, high: int, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Bilinear upsampling from `low` to `high` rows as a (high, low) matrix, and each row's non-zero range."""
+    """Linear upsampling of one side from `low` to `high` as a (high, low) matrix, and each row's non-zero range."""
     identity = torch.eye(low, dtype=dtype)[None, None]
     matrix = F.interpolate(identity, (high, low), mode="bilinear", align_corners=align_corners)[0, 0]
     used = [row.nonzero().flatten().tolist() for row in matrix]

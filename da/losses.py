@@ -68,14 +68,13 @@ def upsampled_cross_entropy(
     Raises:
         ValueError: the batches or the number of weights differ.
     """
-    batch, classes, height, _ = logits.shape
+    batch, classes = logits.shape[:2]
     if label.ndim != 3 or label.shape[0] != batch:
         raise ValueError(f"label {tuple(label.shape)} does not match logits {tuple(logits.shape)}")
     if weight is not None and weight.shape != (classes,):
         raise ValueError(f"weight {tuple(weight.shape)} does not match {classes} classes")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    wide = F.interpolate(logits, (height, label.shape[2]), mode="bilinear", align_corners=align_corners)
-    loss: Tensor = UpsampledCrossEntropy.apply(wide, label, weight, align_corners)
+    loss: Tensor = UpsampledCrossEntropy.apply(logits, label, weight, align_corners)
     return loss
 
 

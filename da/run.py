@@ -373,7 +373,7 @@ def evaluate_runs(
     named = named_protocols(protocols)
     for title, entry in named.items():
         if entry.assumed:
-            say(f"protocol {title}: its source leaves open, assumed here: {entry.assumed}")
+            say(f"protocol {title}: assumed or done otherwise here: {entry.assumed}")
     changed = [key.removeprefix("eval.") for key in flatten(read_tree((), overrides).values) if key.startswith("eval.")]
     named = {"+".join([title, *changed]): entry for title, entry in named.items()}
     names = [run.name if run.is_dir() else f"{run.parent.parent.name}/{run.stem}" for run in runs]

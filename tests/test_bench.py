@@ -74,12 +74,12 @@ def test_help_is_quick_and_loads_no_torch():
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, "PASSIVE"), ({"DA_TUNE": "0"}, "None"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")],
+    [({}, "1000"), ({"DA_TUNE": "0"}, "None"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "5"}, "5")],
 )
 def test_thread_settings_can_be_switched_off(given, expected):
-    names = ("DA_TUNE", "OMP_WAIT_POLICY")
+    names = ("DA_TUNE", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     environment = {k: v for k, v in os.environ.items() if k not in names} | given
-    code = "import os; from da.tune import tune; tune(); print(os.environ.get('OMP_WAIT_POLICY'))"
+    code = "import os; from da.tune import tune; tune(); print(os.environ.get('GOMP_SPINCOUNT'))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
     )

@@ -34,7 +34,7 @@ def test_one_command_scores_under_several_protocols(run, capsys):
     assert main(["evaluate", str(run), *protocols, "eval.input_size=[64, 32]"]) == 0
     told = capsys.readouterr().out
     assert "NOT COMPARABLE" in told
-    assert "protocol dacs: its source leaves open, assumed here: align_corners true" in told
+    assert "protocol dacs: assumed or done otherwise here: align_corners true" in told
     for name in ("hrda+flip+input_size", "dacs+flip+input_size"):  # no longer what the authors measured
         found = json.loads((run / f"evaluation_last_{name}.json").read_text())
         assert found["protocol_name"] == name
