@@ -85,9 +85,8 @@ def train(config: base.Experiment, runs: Path) -> Path:
 
 
 def _train(config: base.Experiment, where: Path, device: torch.device, stop: StopRequests) -> None:
-    resolved = config.model_dump(mode="json")
     if dist.is_main():
-        run_files.claim(where, resolved)
+        run_files.claim(where, config)
     dist.barrier()
     summary = run_files.read_summary(where)
     if summary:
@@ -130,7 +129,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         where,
         validate,
         show,
-        {"config": json.dumps(resolved)},
+        {"config": json.dumps(config.model_dump(mode="json"))},
         lambda states, source: load_modules(trainer.modules, states, source),
         stop.poll,
     )

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tiny import REPOSITORY, overrides
 
@@ -78,12 +79,17 @@ def test_tensorboard_holds_the_promised_tags(command, tmp_path):
     assert [e.step for e in board.Scalars("loss/seg")] == [1, 2, 3, 4]
 
 
-def test_changed_config_is_refused_with_the_difference(command, capsys):
+def test_changed_config_is_refused_with_the_difference(command, tmp_path, capsys):
     assert main(command) == 0
     error = fails(capsys, *command, "method.lr=0.5")
     assert "method.lr: 0.05 -> 0.5" in error
     assert "name=" in error
     assert main([*command, "data.workers=1"]) == 0  # changes the speed, not the result
+    path = tmp_path / "runs/mini/source_only-seed0/config.yaml"
+    older = yaml.safe_load(path.read_text())
+    del older["run"]["compile"], older["eval"]["resize"]
+    path.write_text(yaml.safe_dump(older))
+    assert main(command) == 0  # keys that came later have their default in an older run
 
 
 def test_unknown_key_wrong_type_and_scientific_notation(command, capsys):

@@ -11,23 +11,24 @@ from typing import Any
 import torch
 import yaml
 
-from da.config import UserError, difference, parse_yaml
+from da.config import Section, Tree, UserError, check, difference, parse_yaml
 
-# Keys that change how fast a run goes or where it runs, never what comes out of it; keys that older runs lack.
+# Keys that change how fast a run goes or where it runs, never what comes out of it.
 FREE_KEYS = ("data.workers: ", "run.device: ", "run.time_limit: ")
-LATER_KEYS = ("run.deterministic: (absent) -> False", "run.compile: (absent) -> False")
 
 
-def claim(folder: Path, config: dict[str, Any]) -> None:
+def claim(folder: Path, config: Section) -> None:
     """Write `config.yaml` into a new folder; in one that has checkpoints, require the same configuration.
+
+    Keys that came after the folder was written have their default there.
 
     Raises:
         UserError: the folder holds a run of another configuration; the message shows the difference.
     """
     path = folder / "config.yaml"
+    resolved = config.model_dump(mode="json")
     if path.exists() and (folder / "checkpoints").exists():
-        changed = difference(parse_yaml(path.read_text(encoding="utf-8"), str(path)), config)
-        changed = [line for line in changed if not line.startswith(FREE_KEYS + LATER_KEYS)]
+        changed = [line for line in difference(_read(path, config), resolved) if not line.startswith(FREE_KEYS)]
         if changed:
             raise UserError(
                 f"{folder} holds a run of another configuration ({'; '.join(changed)}); "
@@ -35,7 +36,16 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, yaml.safe_dump(config, sort_keys=False))
+    write_text(path, yaml.safe_dump(resolved, sort_keys=False))
+
+
+def _read(path: Path, like: Section) -> dict[str, Any]:
+    stored = Tree()
+    stored.add(parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
+    try:
+        return check(type(like), stored).model_dump(mode="json")
+    except UserError:  # of another trainer, or with keys that are no more
+        return stored.values
 
 
 def describe_environment(folder: Path, device: torch.device) -> None:

@@ -36,6 +36,7 @@ class EvalConfig(Section):
     """The protocol a number was measured under; it is stored beside the number."""
 
     input_size: tuple[PositiveInt, PositiveInt] | None = None  # (width, height) the image is resized to; None = as is
+    resize: Literal["bicubic", "bilinear"] = "bicubic"  # of images, with antialiasing
     label_size: tuple[PositiveInt, PositiveInt] | None = None  # labels shrunk to it (nearest); None = full resolution
     align_corners: bool = False  # when logits are upsampled
     classes: Literal[19, 16, 13] = 19  # subset that the headline mIoU is averaged over
@@ -47,7 +48,9 @@ class EvalConfig(Section):
 
     def describe(self) -> str:
         """One line: what a number was measured under."""
-        parts = ["input " + ("{}x{}".format(*self.input_size) if self.input_size else "own size")]
+        resized = self.input_size or self.scales != (1.0,)
+        size = "{}x{}".format(*self.input_size) if self.input_size else "own size"
+        parts = [f"input {size}" + f" ({self.resize})" * bool(resized)]
         if self.sliding:
             parts.append("windows {}x{}".format(*self.sliding.crop) + f" every {self.sliding.stride:.3g} of one")
         else:
@@ -77,7 +80,7 @@ def upsample(logits: Tensor, size: tuple[int, int], align_corners: bool = False)
 def predict_labels(predict: Predict, image: Tensor, size: tuple[int, int], config: EvalConfig) -> Tensor:
     """The segmentation of one image under a protocol.
 
-    The image is resized to `config.input_size` (bicubic with antialiasing). Whole images: the logits are upsampled
+    The image is resized to `config.input_size`. Whole images: the logits are upsampled
     once, to `size`. Sliding windows: a window's logits are upsampled to the window, averaged in the input image, and
     the average is upsampled to `size`. Scales and mirror images are averaged at `size`.
 
@@ -150,7 +153,7 @@ def _views(predict: Predict, image: Tensor, size: tuple[int, int], config: EvalC
         scaled = [max(1, round(height * scale)), max(1, round(width * scale))]
         picture = image
         if scaled != list(image.shape[-2:]):
-            picture = v2.functional.resize(image, scaled, v2.InterpolationMode.BICUBIC, antialias=True)
+            picture = v2.functional.resize(image, scaled, v2.InterpolationMode(config.resize), antialias=True)
         for mirrored in (False, True) if config.flip else (False,):
             views.append(_view(predict, picture[None].float() / 255, size, config.sliding, mirrored))
     return views

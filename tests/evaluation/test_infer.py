@@ -17,6 +17,7 @@ SETTINGS = {
     "align": {"align_corners": True},
     "input_size": {"input_size": (72, 40)},
     "scales_flip": {"scales": (0.5, 1.0, 1.75), "flip": True},
+    "bilinear": {"resize": "bilinear", "input_size": (80, 48), "scales": (0.75, 1.0)},
     "probabilities": {"scales": (0.75, 1.25), "flip": True, "average": "probabilities", "align_corners": True},
     "sliding": {"sliding": {"crop": (40, 32)}},
     "sliding_resized": {"sliding": {"crop": (32, 24), "stride": 0.5}, "input_size": (80, 48), "align_corners": True},
@@ -48,7 +49,7 @@ def plain(predict, image, size, config):
     total = 0
     for scale in config.scales:
         scaled = [round(height * scale), round(width * scale)]
-        picture = v2.functional.resize(image, scaled, v2.InterpolationMode.BICUBIC, antialias=True)[None] / 255
+        picture = v2.functional.resize(image, scaled, v2.InterpolationMode(config.resize), antialias=True)[None] / 255
         for flip in (False, True) if config.flip else (False,):
             total = total + one_view(predict, picture.flip(-1) if flip else picture, flip, size, config)
     return total
