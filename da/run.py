@@ -25,10 +25,10 @@ from da.data.loaders import (
     Batch,
     Loaded,
     ValSample,
-    killed_workers_reported,
     resolve_root,
     train_batches,
     val_samples,
+    workers_watched,
 )
 from da.data.transforms import FolderConfig
 from da.engine import checkpoint, dist, lock, run_files
@@ -67,6 +67,7 @@ def run_folder(config: base.Experiment, runs: Path) -> Path:
     return runs / config.experiment / f"{config.name}-seed{config.seed}"
 
 
+@workers_watched()
 def train(config: base.Experiment, runs: Path) -> Path:
     """Train to the end, continuing what was begun and leaving alone what is finished. Returns the run folder.
 
@@ -79,7 +80,7 @@ def train(config: base.Experiment, runs: Path) -> Path:
         set_deterministic(config.run.deterministic)
         device = dist.pick_device(config.run.device)
         dist.setup(device)
-        with lock.held(where), killed_workers_reported():
+        with lock.held(where):
             _train(config, where, device, stop)
     return where
 
@@ -342,6 +343,7 @@ def named_protocols(names: Sequence[str]) -> dict[str, Protocol]:
     return {name: known[name] for name in names}
 
 
+@workers_watched()
 def evaluate_runs(
     runs: Sequence[Path],
     which: str,

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as F
 from da.config import UserError
 from da.data import folders
 from da.data.folders import Sample
-from da.data.loaders import Loaded, plain_images, resolve_root
+from da.data.loaders import Loaded, plain_images, resolve_root, workers_watched
 from da.data.transforms import DomainConfig
 from da.engine import dist, run_files
 from da.engine.log import bar, say
@@ -33,6 +33,7 @@ from da.trainers import base
 STAMP = "translation.json"  # what the pictures were made from; part of the finished data root
 
 
+@workers_watched()
 def translate(run: Path, out: Path, overrides: Sequence[str], batch: int, agreement: bool) -> None:
     """Write the translated copy of a run's source split to `out`, a data root in the source's own layout.
 

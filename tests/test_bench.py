@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from tiny import REPOSITORY
+from tiny import REPOSITORY, overrides
 
 from da import bench
 from da.cli import main
@@ -70,6 +70,21 @@ def test_help_is_quick_and_loads_no_torch():
         subprocess.run([sys.executable, "-m", "da", "--help"], cwd=REPOSITORY, stdout=subprocess.DEVNULL, check=True)
         seconds.append(time.monotonic() - began)
     assert min(seconds) < 0.5
+
+
+def test_training_begins_within_ten_seconds(gta5_root, cityscapes_root, tmp_path):
+    mini = "experiments/mini/source_only.yaml"
+    words = ["train", mini, *overrides(gta5_root, cityscapes_root), "data.workers=2", "--runs", str(tmp_path)]
+    seconds = []
+    for seed in range(2):
+        began = time.monotonic()
+        command = [sys.executable, "-m", "da", *words, f"seed={seed}"]
+        with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            assert any(line.startswith("step 1/") for line in process.stdout)
+            seconds.append(time.monotonic() - began)
+            process.kill()
+    assert min(seconds) < 10
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,17 @@ def test_data_check_exit_codes(capsys, gta5_root):
     assert "00003" in capsys.readouterr().out
 
 
+def test_an_error_in_the_main_process_ends_the_workers(command):
+    words = [sys.executable, "-m", "da", *command, "data.workers=2", "run.steps=1000"]
+    with subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        assert any(line.startswith("step 1/") for line in process.stdout)
+        process.stdout.close()
+        assert "BrokenPipeError" in process.stderr.read()
+        process.wait(20)
+
+
 def test_help_answers_without_torch():
     code = "import sys; from da.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)

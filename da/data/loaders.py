@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -206,14 +207,10 @@ class Loaded(Generic[T]):
         return len(self.loader)
 
     def __iter__(self) -> Iterator[T]:
-        error = None
         for item in self.loader:
             if isinstance(item, UserError):
-                error = item
-                break
+                raise item
             yield item
-        if error:  # outside the loop, whose end stops the workers: a traceback would keep them alive
-            raise error
 
 
 def _start_worker(worker: int) -> None:
@@ -239,13 +236,14 @@ def _end_with_the_main_process() -> None:
 
 
 @contextlib.contextmanager
-def killed_workers_reported() -> Iterator[None]:
-    """Around the use of loaders: turns the death of a worker, which may be noticed anywhere, into a UserError."""
+def workers_watched() -> Iterator[None]:
+    """Around the use of loaders: an error ends the workers; the death of one, noticed anywhere, is a UserError."""
     try:
         yield
-    except RuntimeError as error:
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # whose variables would keep the workers alive
         text = str(error)
-        if not text.startswith("DataLoader worker"):
+        if not (isinstance(error, RuntimeError) and text.startswith("DataLoader worker")):
             raise
         raise UserError(
             f"a data loading process died ({text.splitlines()[0].rstrip('. ')}), most often killed by the system for "
