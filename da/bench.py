@@ -591,11 +591,51 @@ def argmax(bench: Bench) -> None:
     bench.compare(f"19x{low[0]}x{low[1]} logits to a {size[1]}x{size[0]} label map", variants)
 
 
+def evaluation(bench: Bench) -> None:
+    """Where the time of evaluating one full-size image goes."""
+    size, inputs = ((128, 64), (64, 32)) if bench.small else ((2048, 1024), (1024, 512))
+    arch = "resnet18" if bench.small else "resnet101"
+    torch.manual_seed(0)
+    network = PSPNet(PSPNetConfig(backbone=arch, weights="none"))  # type: ignore[arg-type]
+    network.to(bench.device).to(memory_format=torch.channels_last).eval()
+    config = EvalConfig(input_size=inputs)
+    matrix = ConfusionMatrix(bench.device)
+    with tempfile.TemporaryDirectory() as folder:
+        write_pairs(Path(folder), 1, size)
+        (sample,) = gta5.index(Path(folder), "all")
+
+        def decode() -> tuple[Tensor, Tensor]:
+            assert sample.label
+            image = torch.from_numpy(folders.read_image(sample.image)).permute(2, 0, 1)
+            return image.to(bench.device), torch.from_numpy(gta5.read_label(sample.label)).to(bench.device)
+
+        image, label = decode()
+        small = torch.rand(1, 3, inputs[1], inputs[0], device=bench.device)
+
+        @torch.no_grad()
+        def segment() -> Tensor:
+            with torch.autocast(bench.device.type, torch.bfloat16):
+                logits: Tensor = network.scores(small, "target").main
+            return logits
+
+        logits = segment()
+
+        def rest() -> None:
+            matrix.add(label, predict_labels(lambda _: logits, image, (size[1], size[0]), config))
+
+        variants: dict[str, Call] = {
+            "decoding image and label, one process": decode,
+            f"PSPNet-{arch}, bf16": segment,
+            "resize, upsampling, argmax, confusion matrix": rest,
+        }
+        bench.compare(f"evaluation of a {size[0]}x{size[1]} image at {inputs[0]}x{inputs[1]}", variants)
+
+
 COMPARISONS: dict[str, tuple[Callable[[Bench], None], ...]] = {
     "step": (segmenter, adaptsegnet, cyclegan),
     "loss": (upsampled_loss,),
     "data": (loading, jitter),
-    "eval": (confusion, argmax),
+    "eval": (confusion, argmax, evaluation),
 }
 
 
