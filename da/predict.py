@@ -55,7 +55,8 @@ def predict(
         checkpoint: run folder or checkpoint file; `which` is `last` or `best` of a folder.
         inputs: pictures, folders (searched with all below them), videos, or sequences such as `frames/%06d.png`.
         opacity: of the colours over the picture, 0 to 1.
-        overrides: `eval.` settings and the device; without them the run's own protocol decides the input size.
+        overrides: `eval.` settings, device and precision; without them the run's own protocol decides the input
+            size, and this machine the precision.
 
     Returns:
         One line for each input that could not be read.
@@ -63,7 +64,8 @@ def predict(
     Raises:
         UserError: a folder holds no picture, or a setting or the checkpoint is wrong.
     """
-    config, trainer, step = run.restore(run.checkpoint_path(checkpoint, which), overrides)
+    fast = "run.precision=auto"  # the checkpoint may come from another machine
+    config, trainer, step = run.restore(run.checkpoint_path(checkpoint, which), [fast, *overrides])
     stepper = run.make_stepper(trainer, config, dist.pick_device(config.run.device))
     stepper.eval()
     jobs = list(_unique(job for text in inputs for job in _jobs(text, out)))

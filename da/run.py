@@ -34,7 +34,7 @@ from da.data.transforms import FolderConfig
 from da.engine import checkpoint, dist, lock, run_files
 from da.engine.log import bar, say
 from da.engine.loop import Loop, Scalars
-from da.engine.stepper import Stepper, set_deterministic
+from da.engine.stepper import Stepper, definite, set_deterministic
 from da.engine.stop import StopRequests, seconds
 from da.evaluation import official, visualize
 from da.evaluation.infer import EvalConfig, entropy, predict_entropy, predict_labels, upsample
@@ -81,7 +81,9 @@ def train(config: base.Experiment, runs: Path) -> Path:
         device = dist.pick_device(config.run.device)
         dist.setup(device)
         with lock.held(where):
-            _train(config, where, device, stop)
+            precision = dist.gather(definite(config.run.precision, device))[0]  # `config.yaml` says which it was
+            run = config.run.model_copy(update={"precision": precision})
+            _train(config.model_copy(update={"run": run}), where, device, stop)
     return where
 
 
@@ -134,7 +136,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         lambda states, source: load_modules(trainer.modules, states, source),
         stop.poll,
     )
-    say(f"run {where} on {device}: {config.run.steps} steps, {dist.world()} process(es)")
+    say(f"run {where} on {device}: {config.run.steps} steps, {dist.world()} process(es), {config.run.precision}")
     if dist.restarts():
         say(f"a process died; torchrun started all of them again, time {dist.restarts()}")
     loop.fit(

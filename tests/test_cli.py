@@ -14,6 +14,7 @@ from PIL import Image
 from tiny import REPOSITORY, overrides
 
 from da.cli import main
+from da.engine.stepper import definite
 from da.evaluation.infer import EvalConfig
 
 MINI = str(REPOSITORY / "experiments/mini/source_only.yaml")
@@ -90,6 +91,12 @@ def test_changed_config_is_refused_with_the_difference(command, tmp_path, capsys
     del older["run"]["compile"], older["eval"]["resize"]
     path.write_text(yaml.safe_dump(older))
     assert main(command) == 0  # keys that came later have their default in an older run
+
+
+def test_automatic_precision_is_recorded_as_what_it_was(command, tmp_path):
+    assert main([*command, "run.precision=auto"]) == 0
+    config = yaml.safe_load((tmp_path / "runs/mini/source_only-seed0/config.yaml").read_text())
+    assert config["run"]["precision"] == definite("auto", torch.device("cpu"))
 
 
 def test_unknown_key_wrong_type_and_scientific_notation(command, capsys):

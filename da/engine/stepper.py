@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 from da.config import Section
 from da.engine import dist
 
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]  # tf32: float32 whose products a GPU rounds to 10 bits; CPU: fp32
+# auto: see `definite`; tf32: float32 whose products a GPU rounds to 10 bits, fp32 on a CPU
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Backward = Callable[[Tensor], None]
 
 
@@ -88,6 +89,15 @@ def _has_instance_norm(module: nn.Module) -> bool:
     return any(isinstance(m, nn.InstanceNorm2d) for m in module.modules())
 
 
+def definite(precision: Precision, device: torch.device) -> Precision:
+    """`auto` is bf16 where the device has instructions for it, else fp32: imitated, bf16 is up to ten times slower."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"  # there is no public name for it
+
+
 class Stepper:
     """Turns micro-batches into updates of a trainer's networks."""
 
@@ -105,6 +115,7 @@ class Stepper:
     ) -> None:
         self.trainer, self.device, self.seed, self.clip_norm = trainer, device, seed, clip_norm
         self._steps, self._schedule = steps, schedule
+        precision = definite(precision, device)
         self._dtype = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._copying: torch.cuda.Stream | None = None
         if device.type == "cuda":  # torch's own default rounds in convolutions only

@@ -100,8 +100,9 @@ def predict_labels(predict: Predict, image: Tensor, size: tuple[int, int], confi
 
 def predict_probabilities(predict: Predict, image: Tensor, size: tuple[int, int], config: EvalConfig) -> Tensor:
     """Class probabilities (C, height, width) float16 on the CPU; arguments as for `predict_labels`."""
-    strips = [probabilities.half().cpu() for probabilities in _probability_strips(predict, image, size, config)]
-    return torch.cat(strips, 1)
+    strips = [strip.half().cpu() for strip in _probability_strips(predict, image, size, config)]
+    with torch.autocast("cpu", enabled=False):  # which does not know how to join halves
+        return torch.cat(strips, 1)
 
 
 def predict_entropy(predict: Predict, image: Tensor, size: tuple[int, int], config: EvalConfig) -> Tensor:

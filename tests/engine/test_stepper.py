@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from da.engine.stepper import ScheduleConfig, Stepper, schedule_factor
+from da.engine.stepper import ScheduleConfig, Stepper, definite, schedule_factor
 
 
 class Batch:
@@ -109,6 +109,13 @@ def test_state_round_trip_continues_exactly():
     for t in range(3, 6):
         second.update(batches[t], 1, t)
     assert torch.equal(straight.trainer.layer.weight, second.trainer.layer.weight)
+
+
+@pytest.mark.parametrize(("instructions", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_bf16_only_where_the_cpu_computes_in_it(monkeypatch, instructions, expected):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
+    assert definite("auto", torch.device("cpu")) == expected
+    assert definite("fp16", torch.device("cpu")) == "fp16"
 
 
 def test_fp16_scaler_skips_an_overflow_and_goes_on():
