@@ -111,8 +111,9 @@ def parser() -> argparse.ArgumentParser:
         "predict",
         help="segment pictures, folders, videos and image sequences",
         description="Segment pictures, folders of them, videos, and image sequences (frames/%%06d.png), each at its "
-        "own size, with a trained checkpoint. An input that cannot be read is named and skipped, and the exit code is "
-        "then 1. Images are resized as in the run's own evaluation; eval.input_size=null leaves them as they are.",
+        "own size (videos: with even sides), with a trained checkpoint. What cannot be read, or not to its end, is "
+        "named and skipped, and the exit code is then 1. Images are resized as in the run's own evaluation; "
+        "eval.input_size=null leaves them as they are.",
     )
     predict.add_argument("run", type=Path, metavar="CHECKPOINT", help="run folder or checkpoint file")
     predict.add_argument("words", nargs="+", metavar="INPUT | key=value", help="what to segment; eval.* overrides")

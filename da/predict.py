@@ -1,5 +1,6 @@
 """Segment pictures, folders of them, videos and image sequences with a trained checkpoint."""
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +24,11 @@ from da.evaluation.official import save_label_ids
 Kind = Literal["overlay", "color", "labelIds", "probabilities"]
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+NUMBER = re.compile(r"%\d*d")  # in the name of an image sequence
 SEQUENCE_RATE = 25.0  # frames per second of the video made from an image sequence
+
+# The name of each frame, and the frame, (H, W, 3) uint8 RGB, or its path and why it cannot be read.
+_Frames = Iterator[tuple[str, np.ndarray | str]]
 
 
 class _Unreadable(Exception):
@@ -34,6 +39,7 @@ class _Job(NamedTuple):
     name: str  # of the results, below the output folder
     path: Path  # picture, video, or pattern of an image sequence
     frames: bool  # of the latter two
+    problem: str = ""  # why there is nothing to read
 
 
 def predict(
@@ -48,8 +54,9 @@ def predict(
     """Write the predictions for `inputs` below `out`, at the inputs' own sizes, and `legend.png`.
 
     A picture `a.jpg` gives `a_<kind>.png` (probabilities: `a_probabilities.npz`, array `probabilities` (19, H, W)
-    float16). A video or sequence gives the videos `a_overlay.mp4` and `a_color.mp4`, and a folder `a/` of one file per
-    frame for the other kinds, which a video would falsify.
+    float16). A video or sequence gives the videos `a_overlay.mp4` and `a_color.mp4`, where an odd side is one pixel
+    longer, and for the other kinds, which a video would falsify, a folder `a/` of one file per frame: with the frame's
+    own name in a sequence, its number from 1 on in a video.
 
     Args:
         checkpoint: run folder or checkpoint file; `which` is `last` or `best` of a folder.
@@ -59,10 +66,10 @@ def predict(
             size, and this machine the precision.
 
     Returns:
-        One line for each input that could not be read.
+        One line for each input that could not be read, or not to its end.
 
     Raises:
-        UserError: a folder holds no picture, or a setting or the checkpoint is wrong.
+        UserError: the results would lie among the inputs, or a setting or the checkpoint is wrong.
     """
     fast = "run.precision=auto"  # the checkpoint may come from another machine
     config, trainer, step = run.restore(run.checkpoint_path(checkpoint, which), [fast, *overrides])
@@ -76,6 +83,8 @@ def predict(
     failed = 0
     for job in bar(jobs, "inputs", len(jobs)):
         try:
+            if job.problem:
+                raise _Unreadable(job.problem)
             if job.frames:
                 skipped += _video(stepper, config.eval, job, out, kinds, opacity)
             else:
@@ -95,16 +104,20 @@ def _jobs(text: str, out: Path) -> Iterator[_Job]:
     if path.is_dir():
         if out.resolve() == path.resolve():
             raise UserError(f"{out}: results would lie among the inputs; name another folder")
-        found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in PICTURES + VIDEOS and p.is_file()]
-        found = [p for p in found if out.resolve() not in p.resolve().parents]  # results of an earlier call
+        found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in PICTURES + VIDEOS and not p.is_dir()]
+        found = [p for p in found if not p.parent.resolve().is_relative_to(out.resolve())]  # results of an earlier call
         if not found:
-            raise UserError(f"{path}: no picture or video in this folder; known are {', '.join(PICTURES + VIDEOS)}")
+            yield _Job("", path, False, f"no picture or video; known are {', '.join(PICTURES + VIDEOS)}")
         for file in found:
             yield _Job(str(file.relative_to(path).with_suffix("")), file, file.suffix.lower() in VIDEOS)
-    elif "%" in path.name and not path.exists():
-        yield _Job(re.sub(r"%\d*d", "", path.stem).strip("_-. ") or path.parent.name or "sequence", path, True)
+    elif _is_sequence(path):
+        yield _Job(NUMBER.sub("", path.stem).strip("_-. ") or path.parent.name or "sequence", path, True)
     else:
         yield _Job(path.stem, path, path.suffix.lower() in VIDEOS)
+
+
+def _is_sequence(path: Path) -> bool:
+    return NUMBER.search(path.name) is not None and not path.exists()
 
 
 def _unique(jobs: Iterator[_Job]) -> Iterator[_Job]:
@@ -181,83 +194,92 @@ def _save(stem: Path, kind: Kind, result: np.ndarray) -> None:
 def _video(
     stepper: Stepper, config: EvalConfig, job: _Job, out: Path, kinds: Sequence[Kind], opacity: float
 ) -> list[str]:
-    """Returns a line for each frame that could not be read."""
-    frames, rate, total = _sequence(job.path) if "%" in job.path.name and not job.path.exists() else _open(job.path)
+    """Returns a line for each frame that could not be read, and one for a video that ends early."""
+    frames, rate, total = _sequence(job.path) if _is_sequence(job.path) else _open(job.path)
     writers: dict[Kind, Any] = {}
-    skipped: list[str] = []
+    problems: list[str] = []
     count = 0
     try:
-        for count, frame in enumerate(bar(frames, job.path.name, total), 1):
+        for name, frame in bar(frames, job.path.name, total):
+            count += 1
             if isinstance(frame, str):
-                skipped.append(f"skipped {frame}")
-                say(skipped[-1])
+                problems.append(f"skipped {frame}")
+                say(problems[-1])
                 continue
             for kind, result in _segment(stepper, config, frame, kinds, opacity).items():
                 if kind in ("labelIds", "probabilities"):
-                    _save(out / job.name / f"{count:06d}_{kind}", kind, result)
+                    _save(out / job.name / f"{name}_{kind}", kind, result)
                     continue
                 if kind not in writers:
                     writers[kind] = _writer(out / f"{job.name}_{kind}.mp4", rate, frame.shape[1], frame.shape[0])
-                writers[kind].write(cv2.cvtColor(result, cv2.COLOR_RGB2BGR))
+                writers[kind].write(_even(cv2.cvtColor(result, cv2.COLOR_RGB2BGR)))
     finally:
         for writer in writers.values():
             writer.release()
     if not count:
         raise _Unreadable("no frame in it can be decoded")
-    if total and count < total:
-        say(f"{job.path}: {count} of the {total} frames that it announces can be decoded")
-    return skipped
+    if total and count < total - 1:  # where a file does not count its frames, their number is rounded
+        problems.append(f"{job.path}: ends early, {count} of the {total} frames that it announces can be decoded")
+        say(problems[-1])
+    return problems
 
 
-def _open(path: Path) -> tuple[Iterator[np.ndarray | str], float, int | None]:
-    """A video's frames (H, W, 3) RGB, their number per second, and how many there are said to be."""
+def _open(path: Path) -> tuple[_Frames, float, int | None]:
+    """A video's frames, named by their numbers from 1 on, how many a second, and how many there are said to be."""
     if not path.is_file():
         raise _Unreadable("No such file or directory")
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
         raise _Unreadable("OpenCV cannot open it as a video")
 
-    def frames() -> Iterator[np.ndarray | str]:
-        while True:
+    def frames() -> _Frames:
+        for number in itertools.count(1):
             there, frame = capture.read()
             if not there:
                 capture.release()
                 return
-            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            yield f"{number:06d}", cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
     total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     return frames(), capture.get(cv2.CAP_PROP_FPS) or SEQUENCE_RATE, total if total > 0 else None
 
 
-def _sequence(pattern: Path) -> tuple[Iterator[np.ndarray | str], float, int]:
-    """The frames of a sequence such as `frames/%06d.png` by their numbers, all of the first one's size; for one that
-    cannot be read, its path and why."""
-    before, number, after = re.split(r"(%\d*d)", pattern.name, maxsplit=1) if "%" in pattern.name else ("", "", "")
+def _sequence(pattern: Path) -> tuple[_Frames, float, int]:
+    """The frames of a sequence such as `frames/%06d.png` by their numbers, all of the first one's size."""
+    before, after = NUMBER.split(pattern.name, maxsplit=1)
     form = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
-    there = pattern.parent.iterdir() if number and pattern.parent.is_dir() else ()
+    there = pattern.parent.iterdir() if pattern.parent.is_dir() else ()
     numbered = [(int(match[1]), path) for path in there if (match := form.fullmatch(path.name))]
     if not numbered:
         raise _Unreadable("no file of this numbered form")
     pictures = [path for _, path in sorted(numbered)]
 
-    def frames() -> Iterator[np.ndarray | str]:
+    def frames() -> _Frames:
         size = None  # (width, height)
         for path in pictures:
             try:
                 picture = read_picture(path)
             except _Unreadable as error:
-                yield f"{path}: {error}"
+                yield path.stem, f"{path}: {error}"
                 continue
             size = size or (picture.shape[1], picture.shape[0])
-            yield picture if picture.shape[1::-1] == size else cv2.resize(picture, size)
+            yield path.stem, picture if picture.shape[1::-1] == size else cv2.resize(picture, size)
 
     return frames(), SEQUENCE_RATE, len(pictures)
 
 
 def _writer(path: Path, rate: float, width: int, height: int) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True)
+    size = (width + width % 2, height + height % 2)
+    if size != (width, height):
+        say(f"{path}: {size[0]}x{size[1]}, the last column or row of {width}x{height} twice: MPEG-4 has even sides")
     encoder: Callable[..., int] = cv2.VideoWriter_fourcc  # type: ignore[attr-defined, unused-ignore]
-    writer = cv2.VideoWriter(str(path), encoder(*"mp4v"), rate, (width, height))
+    writer = cv2.VideoWriter(str(path), encoder(*"mp4v"), rate, size)
     if not writer.isOpened():
         raise UserError(f"{path}: OpenCV cannot write MPEG-4 video here; ask for --what labelIds instead")
     return writer
+
+
+def _even(picture: np.ndarray) -> np.ndarray:
+    """With the last row or column repeated where the height or width is odd."""
+    return cv2.copyMakeBorder(picture, 0, picture.shape[0] % 2, 0, picture.shape[1] % 2, cv2.BORDER_REPLICATE)

@@ -51,6 +51,13 @@ def test_every_kind_of_picture_is_read(tmp_path, photo):
         assert np.array_equal(read_picture(tmp_path / name), wanted), name
 
 
+def write_video(path, photo, count, code="mp4v"):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), 12, photo.shape[1::-1])
+    for _ in range(count):
+        writer.write(photo)
+    writer.release()
+
+
 def test_folder_results_and_skipped_inputs(run, tmp_path, photo, capsys):
     images, out = tmp_path / "in", tmp_path / "in/out"
     (images / "sub").mkdir(parents=True)
@@ -71,13 +78,15 @@ def test_folder_results_and_skipped_inputs(run, tmp_path, photo, capsys):
 
     (images / "broken.png").write_bytes((images / "a.png").read_bytes()[:60])
     (images / "broken.mp4").write_bytes(b"no video")
+    (images / "dangling.png").symlink_to("nowhere.png")
+    (tmp_path / "empty").mkdir()
     capsys.readouterr()
-    words = [str(images), str(tmp_path / "absent.png"), "-o", str(out)]  # `out` lies in the folder: not read again
-    assert main(["predict", str(run), *words]) == 1
+    inputs = [str(images), *(str(tmp_path / name) for name in ("absent.png", "100%.png", "empty"))]
+    assert main(["predict", str(run), *inputs, "-o", str(out)]) == 1  # `out` lies in the folder: not read again
     told = capsys.readouterr().out
-    for name in ("broken.png", "broken.mp4", "absent.png"):
+    for name in ("broken.png", "broken.mp4", "dangling.png", "absent.png", "100%.png", "empty"):
         assert f"{name}: " in told
-    assert "3 of 6 inputs" in told
+    assert "3 of 9 inputs" in told
 
 
 def test_opacity_mixes_colors_and_picture(run, tmp_path, photo):
@@ -97,12 +106,9 @@ def test_opacity_mixes_colors_and_picture(run, tmp_path, photo):
 def test_videos_and_sequences(form, run, tmp_path, photo):
     name = tmp_path / ("drive.mp4" if form == "video" else "drive_%03d.png")
     if form == "video":
-        writer = cv2.VideoWriter(str(name), cv2.VideoWriter_fourcc(*"mp4v"), 12, (56, 40))
-        for _ in range(5):
-            writer.write(photo)
-        writer.release()
+        write_video(name, photo, 5)
     else:
-        for n in (1, 2, 10, 3, 4):
+        for n in (4, 5, 10, 6, 7):
             Image.fromarray(photo).save(str(name) % n)
     out = tmp_path / "out"
     assert main(["predict", str(run), str(name), "-o", str(out), "--what", "overlay", "labelIds"]) == 0
@@ -110,7 +116,25 @@ def test_videos_and_sequences(form, run, tmp_path, photo):
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 5
     assert capture.get(cv2.CAP_PROP_FPS) == (12 if form == "video" else 25)
     assert capture.read()[1].shape == (40, 56, 3)
-    assert [p.name for p in sorted((out / "drive").iterdir())] == [f"{n:06d}_labelIds.png" for n in range(1, 6)]
+    frames = [f"{n:06d}" for n in range(1, 6)] if form == "video" else [f"drive_{n:03d}" for n in (4, 5, 6, 7, 10)]
+    assert [p.name for p in sorted((out / "drive").iterdir())] == [f"{frame}_labelIds.png" for frame in frames]
+
+
+def test_a_video_of_odd_size_loses_no_pixel(run, tmp_path, photo, capsys):
+    for n in (1, 2):
+        Image.fromarray(photo[:33, :51]).save(tmp_path / f"drive_{n}.png")
+    assert main(["predict", str(run), str(tmp_path / "drive_%d.png"), "-o", str(tmp_path / "out")]) == 0
+    assert cv2.VideoCapture(str(tmp_path / "out/drive_overlay.mp4")).read()[1].shape == (34, 52, 3)
+    assert "52x34" in capsys.readouterr().out
+
+
+def test_a_video_that_ends_early_is_named(run, tmp_path, photo, capsys):
+    video, out = tmp_path / "drive.avi", tmp_path / "out"
+    write_video(video, photo, 10, "MJPG")
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    assert main(["predict", str(run), str(video), "-o", str(out)]) == 1
+    assert "of the 10 frames" in capsys.readouterr().out
+    assert cv2.VideoCapture(str(out / "drive_overlay.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) >= 2
 
 
 def test_a_broken_frame_is_named_and_the_others_are_segmented(run, tmp_path, photo, capsys):
@@ -120,7 +144,7 @@ def test_a_broken_frame_is_named_and_the_others_are_segmented(run, tmp_path, pho
     out = tmp_path / "out"
     assert main(["predict", str(run), str(tmp_path / "drive_%d.png"), "-o", str(out), "--what", "labelIds"]) == 1
     assert "drive_1.png: " in capsys.readouterr().out
-    assert [p.name for p in sorted((out / "drive").iterdir())] == ["000002_labelIds.png", "000003_labelIds.png"]
+    assert [p.name for p in sorted((out / "drive").iterdir())] == ["drive_2_labelIds.png", "drive_3_labelIds.png"]
 
 
 def test_damaged_metadata_and_huge_pictures(tmp_path, photo, monkeypatch):
@@ -139,7 +163,7 @@ def test_damaged_metadata_and_huge_pictures(tmp_path, photo, monkeypatch):
 
 def test_nothing_to_do_is_said(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert main(["predict", str(run), str(tmp_path / "empty"), "-o", str(tmp_path / "out")]) == 2
-    assert "no picture or video" in capsys.readouterr().err
+    assert main(["predict", str(run), str(tmp_path / "empty"), "-o", str(tmp_path / "out")]) == 1
+    assert "no picture or video" in capsys.readouterr().out
     assert main(["predict", str(run), str(tmp_path), "-o", str(tmp_path)]) == 2
     assert "among the inputs" in capsys.readouterr().err
