@@ -12,6 +12,7 @@ from da import run
 from da.config import UserError
 from da.engine.log import say
 from da.evaluation.infer import upsample
+from da.nets.pspnet import AdaptiveAvgPool2d
 from da.trainers.base import Trainer
 
 TOLERANCE = 1e-3  # of logits, relative to the largest: other kernels, other rounding
@@ -30,7 +31,7 @@ class _WholeImage(nn.Module):
 
 
 class _MatrixPool(nn.Module):
-    """`nn.AdaptiveAvgPool2d` as two products with averaging matrices made from the input's size, which ONNX can
+    """`AdaptiveAvgPool2d` as two products with averaging matrices made from the input's size, which ONNX can
     compute for a size that is not known beforehand."""
 
     def __init__(self, bins: int) -> None:
@@ -96,8 +97,8 @@ def export(checkpoint: Path, which: str, out: Path, size: tuple[int, int] | None
 
 def _replace_pools(module: nn.Module) -> None:
     for name, child in module.named_children():
-        if isinstance(child, nn.AdaptiveAvgPool2d) and isinstance(child.output_size, int):
-            setattr(module, name, _MatrixPool(child.output_size))
+        if isinstance(child, AdaptiveAvgPool2d):
+            setattr(module, name, _MatrixPool(child.bins))
         else:
             _replace_pools(child)
 

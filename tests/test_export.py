@@ -9,7 +9,8 @@ from tiny import tiny
 
 from da.cli import main
 from da.evaluation.infer import upsample
-from da.export import _MatrixPool
+from da.export import _MatrixPool, _replace_pools
+from da.nets.pspnet import AdaptiveAvgPool2d, PSPNet, PSPNetConfig
 from da.run import checkpoint_path, restore, train
 
 
@@ -43,6 +44,16 @@ def test_pooling_by_matrices_is_adaptive_pooling(bins):
     for height, width in ((6, 7), (13, 29), (64, 128)):
         x = torch.rand(2, 3, height, width)
         assert torch.allclose(_MatrixPool(bins)(x), torch.nn.AdaptiveAvgPool2d(bins)(x), atol=1e-6)
+
+
+def test_every_pool_of_the_segmenter_is_replaced():
+    segmenter = PSPNet(PSPNetConfig(backbone="resnet18", head_channels=16, weights="none")).eval()
+    image = torch.rand(2, 3, 71, 133)
+    with torch.no_grad():
+        expected = segmenter(image).main
+        _replace_pools(segmenter)
+        assert torch.allclose(segmenter(image).main, expected, atol=1e-5)
+    assert not any(isinstance(module, AdaptiveAvgPool2d) for module in segmenter.modules())
 
 
 def test_missing_package_is_one_line(run, tmp_path, capsys, monkeypatch):
