@@ -82,7 +82,7 @@ def scores(counts: np.ndarray, classes: int = 19) -> dict[str, float]:
     fwIoU weights each class's IoU with its share of the labelled pixels (Long et al., CVPR 2015).
     """
     rows = counts.sum(1).astype(np.float64)
-    total, labelled = max(rows.sum(), 1.0), rows > 0
+    total, labelled = rows.sum() or float("nan"), rows > 0
     iou, hits = class_iou(counts), np.diag(counts).astype(np.float64)
     recall = hits[labelled] / rows[labelled]
     found = {
@@ -92,7 +92,7 @@ def scores(counts: np.ndarray, classes: int = 19) -> dict[str, float]:
         "mIoU13": mean_iou(counts, 13),
         "mAcc": float(100 * recall.mean()) if labelled.any() else float("nan"),
         "pixel_accuracy": float(100 * hits.sum() / total),
-        "fwIoU": float(100 * (rows[labelled] / total * iou[labelled]).sum()),
+        "fwIoU": float(100 * (rows[labelled] * iou[labelled]).sum() / total),
     }
     per_class = {f"IoU/{name}": float(100 * iou[i]) if labelled[i] else float("nan") for i, name in enumerate(NAMES)}
     groups = {f"mIoU_group/{group}": _mean_of_labelled(counts, members) for group, members in GROUPS.items()}
