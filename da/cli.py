@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
         "evaluate",
         help="score runs or checkpoints on their validation split, side by side",
         description="Score run folders or checkpoint files on their validation split and print one table. The result "
-        "is also written beside each run, as evaluation_<checkpoint>[_<protocol>].json.",
+        "is also written beside each run, as evaluation_<checkpoint>[_<protocol>][_<data.val settings>].json.",
     )
     evaluate.add_argument("words", nargs="+", metavar="RUN | key=value", help="run folders or checkpoints; overrides")
     evaluate.add_argument(
@@ -66,7 +66,10 @@ def parser() -> argparse.ArgumentParser:
         help="score under named protocols of experiments/tables/protocols.yaml, such as adaptsegnet, dacs, hrda",
     )
     evaluate.add_argument(
-        "--export", type=Path, metavar="DIR", help="write every prediction as labelIds PNG (for the server) and colours"
+        "--export",
+        type=Path,
+        metavar="DIR",
+        help="write every prediction as labelIds PNG (for the server) and colours; data.val.split=test needs no labels",
     )
     evaluate.add_argument(
         "--official", action="store_true", help="also score with cityscapesscripts and require the same figures"
@@ -289,7 +292,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         options.export,
         options.official,
     )
-    say(table(results))
+    if results:
+        say(table(results))
     return 0
 
 

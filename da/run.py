@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -355,7 +356,10 @@ def evaluate_runs(
     export: Path | None = None,
     compare_official: bool = False,
 ) -> list[dict[str, Any]]:
-    """Score checkpoints on their validation split and write `evaluation_<which>[_<protocol>].json` beside each.
+    """Score checkpoints on their validation split and write `evaluation_<which>[_<protocol>][_<data>].json` beside
+    each; `<data>` are the `data.val.` settings of `overrides`: no other images replace a result on the run's own.
+
+    Where no pixel has a label, as in Cityscapes' test split, there are predictions and no result.
 
     Args:
         runs: run folders or checkpoint files.
@@ -369,33 +373,49 @@ def evaluate_runs(
         compare_official: also score the predictions with `cityscapesscripts` and require equal figures.
 
     Raises:
-        UserError: no such checkpoint or protocol, settings that are part of the run, a missing optional package.
+        UserError: no such checkpoint or protocol, settings that are part of the run, a missing optional package, no
+            labels and no `export`.
     """
-    if compare_official:
-        official.evaluator()
     named = named_protocols(protocols)
     for title, entry in named.items():
         if entry.assumed:
             say(f"protocol {title}: assumed or done otherwise here: {entry.assumed}")
     changed = [key.removeprefix("eval.") for key in flatten(read_tree((), overrides).values) if key.startswith("eval.")]
-    named = {"+".join([title, *changed]): entry for title, entry in named.items()}
+    choices: list[tuple[str | None, Protocol | None]] = [(None, None)]
+    if named:
+        choices = [("+".join([title, *changed]), entry) for title, entry in named.items()]
     names = [run.name if run.is_dir() else f"{run.parent.parent.name}/{run.stem}" for run in runs]
     if export:
-        _refuse_to_mix([_exported(export, name, label) for name in names for label in named or [None]])
-    results, columns = [], []
+        _refuse_to_mix([_exported(export, name, label) for name in names for label, _ in choices])
+    if compare_official:  # refused before anything is scored
+        official.evaluator()
+        for run in runs:
+            own, _, _ = restore(checkpoint_path(run, which), overrides)
+            for _, chosen in choices:
+                _require_official(_under_protocol(own, chosen, overrides))
+    results, columns, titles = [], [], []
     for run, name in zip(runs, names):
         path = checkpoint_path(run, which)
         own, trainer, step = restore(path, overrides)
         stepper = make_stepper(trainer, own, dist.pick_device(own.run.device))
-        val = val_samples(own.data.val, workers=own.data.workers)
+        has_labels = _has_labels(own.data.val)
+        if not has_labels and not export:
+            raise UserError(f"{own.data.val.root}: no labels of split test to score; --export DIR writes predictions")
+        val = val_samples(own.data.val, workers=own.data.workers, with_labels=has_labels)
         kind = which if run.is_dir() else run.stem
-        for label, chosen in named.items() or [(None, None)]:
-            config = _under_protocol(own, chosen, overrides) if chosen else own
+        for label, chosen in choices:
+            config = _under_protocol(own, chosen, overrides)
+            title = " ".join(filter(None, (name, label)))
             with contextlib.ExitStack() as stack:
                 to = _exported(export, name, label) if export else None
                 if compare_official and to is None:
                     to = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 counts, pictures = evaluate(stepper, config, val, keep=functools.partial(_export, to) if to else None)
+                columns.append(pictures)
+                titles.append(title)
+                if not counts.any():
+                    say(f"{title}: no pixel of {config.data.val.dataset} {config.data.val.split} has a label: no score")
+                    continue
                 found = {
                     "run": name,
                     **protocol(config),
@@ -408,17 +428,30 @@ def evaluate_runs(
                     "confusion": counts.tolist(),
                 }
                 if compare_official and to:
-                    found["official_mIoU"] = _compare_official(config, to, counts, f"{name} {label or ''}".strip())
+                    found["official_mIoU"] = _compare_official(config, to, counts, title)
             results.append(found)
-            columns.append(pictures)
-            file = f"evaluation_{kind}{f'_{label}' if label else ''}.json"
+            file = "_".join(filter(None, ("evaluation", kind, label, _data_named(overrides)))) + ".json"
             run_files.write_text((run if run.is_dir() else run.parent) / file, json.dumps(found) + "\n")
     if figure:
         rows = [[r[0][0], r[0][2], *(column[1] for column in r)] for r in zip(*columns)]
-        titles = (" ".join(filter(None, (r["run"], r.get("protocol_name")))) for r in results)
         picture = visualize.grid(rows, ("image", "label", *titles))
         _write_picture(figure, np.concatenate([picture, visualize.legend(picture.shape[1])]))
     return results
+
+
+def _has_labels(val: FolderConfig) -> bool:
+    """False for Cityscapes' test split, whose labels only the benchmark's server has, unless label files lie there."""
+    if (val.dataset, val.split) != ("cityscapes", "test"):
+        return True
+    samples = cityscapes.scan(resolve_root(val), val.split)
+    return len(folders.missing_labels(samples)) < len(samples)
+
+
+def _data_named(overrides: Sequence[str]) -> str:
+    """The values of the `data.val.` settings as a part of a file name."""
+    given = flatten(read_tree((), overrides).values)
+    values = [str(given[key]) for key in sorted(given) if key.startswith("data.val.")]
+    return re.sub(r"[^\w.]+", "-", "_".join(values)).strip("-")[-100:]
 
 
 def _exported(export: Path, name: str, label: str | None) -> Path:
@@ -441,8 +474,10 @@ def _named(label: str, chosen: Protocol) -> dict[str, str | None]:
     }
 
 
-def _under_protocol(config: base.Experiment, chosen: Protocol, overrides: Sequence[str]) -> base.Experiment:
+def _under_protocol(config: base.Experiment, chosen: Protocol | None, overrides: Sequence[str]) -> base.Experiment:
     """`config` with the protocol's whole `eval:` section, and over it the `eval.` settings of the command line."""
+    if chosen is None:
+        return config
     assert chosen.eval is not None
     tree = Tree()
     tree.add({"classes": config.eval.classes} | chosen.eval.model_dump(mode="json", exclude_unset=True), "protocol")
@@ -456,12 +491,22 @@ def _export(folder: Path, name: str, prediction: Tensor) -> None:
     _write_picture(folder / "color" / f"{name}_color.png", visualize.colorize(trainids))
 
 
-def _compare_official(config: base.Experiment, folder: Path, counts: np.ndarray, title: str) -> float:
-    """Score the predictions below `folder` with `cityscapesscripts`, say how they compare, return its mean IoU."""
+def _require_official(config: base.Experiment) -> None:
+    """
+    Raises:
+        UserError: `cityscapesscripts` cannot score what `config` evaluates.
+    """
     val = config.data.val
     if val.dataset != "cityscapes" or config.eval.label_size:
         reason = f"eval.label_size {config.eval.label_size}" if config.eval.label_size else f"dataset {val.dataset}"
         raise UserError(f"--official: scores Cityscapes' own labelIds files at full resolution, not {reason}")
+    if not _has_labels(val):
+        raise UserError(f"--official: {val.root} has no labels of split {val.split}; leave it out")
+
+
+def _compare_official(config: base.Experiment, folder: Path, counts: np.ndarray, title: str) -> float:
+    """Score the predictions below `folder` with `cityscapesscripts`, say how they compare, return its mean IoU."""
+    val = config.data.val
     samples = cityscapes.index(resolve_root(val), val.split)
     predictions = [folder / "labelIds" / f"{s.name}_labelIds.png" for s in samples]
     found = official.score(predictions, [s.label for s in samples if s.label])

@@ -27,6 +27,7 @@ from da.data import folders
 from da.data.frames import Frames
 from da.data.sampler import GlobalBatches, derive_seed, sample_index
 from da.data.transforms import DomainConfig, FolderConfig, Geometry
+from da.labels import IGNORE
 from da.tune import tune
 
 T = TypeVar("T")
@@ -145,10 +146,14 @@ class _ValData(Dataset[Any]):
         return len(self.samples)
 
     def __getitem__(self, i: int) -> ValSample | UserError:
-        name, image, label = self.samples[i]
+        sample = self.samples[i]
         try:
-            train_ids = folders.module_of(self.dataset).read_label(label)
-            return ValSample(name, _to_tensor(folders.read_image(image)), torch.from_numpy(train_ids))
+            image = folders.read_image(sample.image)
+            if sample.label:
+                train_ids = folders.module_of(self.dataset).read_label(sample.label)
+            else:
+                train_ids = np.full(image.shape[:2], IGNORE, np.uint8)
+            return ValSample(sample.name, _to_tensor(image), torch.from_numpy(train_ids))
         except UserError as error:
             return error
 
@@ -286,15 +291,18 @@ def train_batches(
     return iter(loaded)
 
 
-def val_samples(config: FolderConfig, rank: int = 0, world: int = 1, workers: int = 2) -> Loaded[ValSample]:
+def val_samples(
+    config: FolderConfig, rank: int = 0, world: int = 1, workers: int = 2, with_labels: bool = True
+) -> Loaded[ValSample]:
     """Every `world`-th validation sample from `rank` on, image and label each at its file's own size.
 
     Nothing is resized here: the evaluation protocol decides the input size. Can be iterated again and again.
+    Without labels, none is looked for and every pixel is ignored.
 
     Raises:
         UserError: the root, split or a label is missing. While iterating: a file cannot be decoded.
     """
-    samples = folders.module_of(config.dataset).index(resolve_root(config), config.split)
+    samples = folders.module_of(config.dataset).index(resolve_root(config), config.split, with_labels)
     return Loaded(_ValData(config.dataset, samples[rank::world]), workers, batch_size=None)
 
 

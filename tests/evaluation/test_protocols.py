@@ -79,6 +79,37 @@ def test_an_export_is_not_mixed_with_another(run, tmp_path, capsys):
     assert "two of the runs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("labels", ["absent", "ignored"])
+def test_a_test_split_is_exported_and_the_own_scores_are_kept(labels, run, tmp_path, cityscapes_root, capsys):
+    (own,) = evaluate_runs([run], "last", [])
+    (cityscapes_root / "leftImg8bit/val").rename(cityscapes_root / "leftImg8bit/test")
+    (cityscapes_root / "gtFine/val").rename(cityscapes_root / "gtFine/test")
+    for path in (cityscapes_root / "gtFine/test").glob("*/*"):
+        if labels == "absent":
+            path.unlink()
+        else:
+            Image.fromarray(np.zeros((48, 96), np.uint8)).save(path)
+    command = ["evaluate", str(run), "data.val.split=test"]
+    assert main([*command, "--export", str(tmp_path / "out"), "--figure", str(tmp_path / "figure.png")]) == 0
+    assert "no pixel of cityscapes test has a label" in capsys.readouterr().out
+    assert len(list((tmp_path / "out" / run.name / "labelIds").iterdir())) == 3
+    assert (tmp_path / "figure.png").exists()
+    assert [path.name for path in run.glob("evaluation_*")] == ["evaluation_last.json"]
+    assert json.loads((run / "evaluation_last.json").read_text()) == own
+    if labels == "absent":
+        assert main(command) == 2
+        assert "--export" in capsys.readouterr().err
+
+
+def test_a_result_on_other_images_has_a_name_of_its_own(run, cityscapes_root):
+    (own,) = evaluate_runs([run], "last", [])
+    moved = cityscapes_root.rename(cityscapes_root.with_name("fog"))
+    (other,) = evaluate_runs([run], "last", ["data.val.split=train", f"data.val.root={moved}"])
+    (path,) = run.glob("evaluation_last_*fog_train.json")
+    assert json.loads(path.read_text()) == other
+    assert json.loads((run / "evaluation_last.json").read_text()) == own
+
+
 def test_results_name_the_images_they_were_measured_on(run, cityscapes_root):
     stored = json.loads((run / "summary.json").read_text())["images"]
     (result,) = evaluate_runs([run], "last", [])
@@ -109,7 +140,20 @@ def test_official_scores_agree(run, capsys):
     assert "cityscapesscripts: mIoU" in capsys.readouterr().out
     found = json.loads((run / "evaluation_last.json").read_text())
     assert found["official_mIoU"] == pytest.approx(official_mean_iou(np.array(found["confusion"])), abs=1e-9)
-    assert main(["evaluate", str(run), "--official", "eval.label_size=[48, 24]"]) == 2
+
+
+@pytest.mark.parametrize("setting", ["protocol", "setting", "split"])
+def test_what_the_official_evaluator_cannot_score_is_refused_first(setting, run, cityscapes_root, capsys, monkeypatch):
+    monkeypatch.setattr(official, "evaluator", lambda: None)
+    words = {
+        "protocol": ["eval.input_size=[64, 32]", "--protocol", "hrda", "dacs"],
+        "setting": ["eval.label_size=[48, 24]"],
+        "split": ["data.val.split=test", "--export", str(run / "out")],
+    }
+    (cityscapes_root / "leftImg8bit/train").rename(cityscapes_root / "leftImg8bit/test")
+    assert main(["evaluate", str(run), "--official", *words[setting]]) == 2
+    assert "--official" in capsys.readouterr().err
+    assert not list(run.glob("evaluation_*"))
 
 
 def test_official_rule_for_classes_without_labels(tmp_path):
