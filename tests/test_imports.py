@@ -22,7 +22,7 @@ ALLOWED = {
     "translate": {"config", "data", "engine", "nets", "run", "trainers"},
     "report": {"config", "engine", "evaluation", "run"},
     "predict": {"config", "data", "engine", "evaluation", "run"},
-    "export": {"config", "engine", "evaluation", "run", "trainers"},
+    "export": {"config", "engine", "evaluation", "nets", "run", "trainers"},
     "bench": {"config", "labels", "losses", "data", "nets", "engine", "evaluation", "trainers", "run"},
     "cli": {"config", "data", "engine", "evaluation", "bench", "export", "predict", "report", "run", "translate"},
     "tune": set(),
