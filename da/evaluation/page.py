@@ -23,7 +23,7 @@ CURVES = {  # tag -> title
 }
 TRANSLATION_CURVES = {  # the discriminators of a translation judge other things
     "val/mIoU": CURVES["val/mIoU"],
-    "loss/gan_st": "translation: adversarial loss, source to target",
+    "loss/gan_st": "translation to target: adversarial loss",
     "loss/cycle": "translation: cycle loss",
     "loss/semantic": "translation: semantic loss",
 }
@@ -270,7 +270,7 @@ def _confusion(block: Block) -> str:
 def _ablations(block: Block) -> str:
     parts = []
     for trainer, varied, lines in ablations(block):
-        header = ["experiment", *varied, "mIoU, last"]
+        header = ["experiment", *varied, f"{tables.MEANS[block.classes]}, last"]
         parts.append(f"<h4>{escape(trainer)}</h4>" + _table(header, [tables.Line("own", line) for line in lines]))
     hint = "Experiments of one trainer, with every setting in which they differ."
     return _section("Ablations", "".join(parts), hint) if parts else ""

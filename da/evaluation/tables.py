@@ -146,8 +146,8 @@ def block_notes(block: Block) -> list[str]:
         )
     if means := _other_means(block):
         found.append(
-            f"{', '.join(f'mIoU{c}' for c in means)}: the mean over that many classes. A published figure and a "
-            f"difference name theirs where it is not {MEANS[block.classes]}."
+            f"{'; '.join(f'mIoU{c}: the mean over {c} classes' for c in means)}. A published figure and a difference "
+            f"name theirs where it is not {MEANS[block.classes]}."
         )
     if block.apart:
         found.append(f"{block.experiment}: {block.apart}.")
