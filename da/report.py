@@ -1,17 +1,19 @@
 """The report: collect runs, draw a few predictions, and write the tables and the page."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from da.config import UserError
+from da.config import Tree, UserError
 from da.engine import dist
 from da.engine.log import bar, say
 from da.engine.run_files import write_text
 from da.evaluation import page, published, tables
 from da.evaluation.compare import Block, Run, compare, find_runs, published_alone
-from da.run import checkpoint_path, evaluate, make_stepper, restore, val_samples
+from da.run import check_config, checkpoint_path, evaluate, make_stepper, restore, val_samples
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -34,6 +36,7 @@ def report(folders: Sequence[Path], table: str | None, root: Path, out: Path, pi
         raise UserError("name run folders, or --table with one of " + ", ".join(_known_tables()))
     literature = published.read()
     runs = [] if not folders and _none_yet(root, table, literature) else find_runs(folders or [root / str(table)])
+    runs = [replace(run, config=_completed(run.config)) for run in runs]
     strange = [run for run in runs if table and run.config["experiment"] != table]
     if strange:
         raise UserError(f"{strange[0].folder}: a run of {strange[0].config['experiment']}, not of --table {table}")
@@ -50,6 +53,16 @@ def report(folders: Sequence[Path], table: str | None, root: Path, out: Path, pi
         say(text)
     found = f"{len(runs)} runs" if runs else f"no run below {root / str(table)}"
     say(f"{found}; wrote {out}/index.html, table.md, table.csv, table.tex")
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the defaults of keys that came after the run."""
+    stored = Tree()
+    stored.add(config, "config.yaml")
+    try:
+        return check_config(stored).model_dump(mode="json")
+    except UserError:  # of a trainer or with keys that are no more
+        return config
 
 
 def _none_yet(root: Path, table: str | None, literature: published.Published) -> bool:

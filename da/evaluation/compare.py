@@ -2,7 +2,9 @@
 rows."""
 
 import json
+import math
 import os
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -19,8 +21,22 @@ from da.evaluation.report import TRANSLATORS, describe_images
 
 BASELINE, ORACLE = "source_only", "oracle"
 TRANSLATED = "‡"  # marks a translation run
-FREE_KEYS = ("seed", "name", "experiment", "data.workers", "run.device", "run.pictures", "eval.")
+FREE_KEYS = ("seed", "name", "experiment", "data.workers", "run.device", "run.time_limit", "run.pictures", "eval.")
 CITYSCAPES_VAL = (500, [2048, 1024])  # images; width and height of the labels
+
+# What is read from the files of a run folder: key -> type.
+CONFIG = {
+    "trainer": str,
+    "experiment": str,
+    "name": str,
+    "seed": int,
+    "model.backbone": str,
+    "data.val.dataset": str,
+    "data.val.split": str,
+    "run.steps": int,
+    "eval": dict,
+}
+RESULT = {"checkpoint": str, "step": int, "scores": dict}
 
 
 @dataclass(frozen=True)
@@ -31,8 +47,9 @@ class Run:
         config: the resolved settings.
         summary: of a finished run, else None.
         lines: of `metrics.jsonl`.
-        results: everything that was scored: the summary, and each `evaluation_*.json` of the same step.
-        notes: which evaluations of the last checkpoint were left out.
+        results: everything that was scored: the summary, and each `evaluation_*.json` of the run's last or best step;
+            `scores` are finite and hold `mIoU`.
+        notes: which of them were left out, and why.
     """
 
     folder: Path
@@ -55,7 +72,7 @@ class Run:
     def state(self) -> str:
         """`finished`, or how far an unfinished run came."""
         if self.summary:
-            return "finished"
+            return "finished" if self.results else "finished, no mIoU"
         step = max((int(line["step"]) for line in self.lines), default=0)
         return f"unfinished, step {step} of {self.config['run']['steps']}"
 
@@ -67,7 +84,7 @@ class Row:
     Attributes:
         name: of the experiment; with the folder of runs behind it for runs that lie in another one than most.
         scores: by seed, of the last checkpoint, in percent, as `da.evaluation.metrics.scores` names them.
-        best: by seed, mIoU of the checkpoint with the highest validation score.
+        best: the same of the checkpoint with the highest validation score; `mIoU` alone where it was not evaluated.
         confusion: (19, 19) counts summed over the seeds that were evaluated; None where none was.
         validated: the runs that were validated under the block's protocol, on its images, while they trained.
         notes: what a reader must know, such as an unfinished seed.
@@ -76,7 +93,7 @@ class Row:
     name: str
     runs: list[Run]
     scores: dict[int, dict[str, float]]
-    best: dict[int, float]
+    best: dict[int, dict[str, float]]
     confusion: np.ndarray | None
     validated: list[Run]
     notes: list[str]
@@ -91,11 +108,24 @@ class Row:
         """The name, marked where a reader must not take the row for a method's."""
         return f"{self.name} {TRANSLATED}" if self.is_translation else self.name
 
+    @property
+    def is_scored(self) -> bool:
+        return bool(self.scores or self.best)
+
     def values(self, key: str) -> list[float]:
         return [s[key] for _, s in sorted(self.scores.items()) if s.get(key) is not None]
 
     def mean(self, key: str) -> float | None:
         return statistics.fmean(self.values(key)) if self.values(key) else None
+
+
+class Comparison(NamedTuple):
+    """An own mean and the published one, in percent, over the same classes."""
+
+    published: PublishedRow
+    classes: int  # 19, 16 or 13
+    own: float
+    theirs: float
 
 
 @dataclass(frozen=True)
@@ -135,16 +165,26 @@ class Block:
         own, other = row.mean(key), baseline.mean(key) if baseline else None
         return None if row is baseline or own is None or other is None else own - other
 
-    def published_of(self, row: Row) -> PublishedRow | None:
-        """The published row, of the same protocol, that this experiment repeats."""
-        return next((p for p in self.published if p.experiment == row.name and p.mean(self.classes) is not None), None)
+    def mean(self, row: Row, classes: int) -> float | None:
+        """An own mean over the 19-, 16- or 13-class subset."""
+        return row.mean("mIoU" if classes == self.classes else f"mIoU{classes}")
+
+    def comparison(self, row: Row) -> Comparison | None:
+        """With the published row, of the same protocol, that this experiment repeats: over the block's classes, else
+        over a subset that both have."""
+        for published in self.published:
+            for classes in (self.classes, 19, 16, 13):
+                own, theirs = self.mean(row, classes), published.mean(classes)
+                if published.experiment == row.name and own is not None and theirs is not None:
+                    return Comparison(published, classes, own, theirs)
+        return None
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:
     """Read run folders; a folder without `config.yaml` is taken for a folder of runs.
 
     Raises:
-        UserError: a folder that holds no run, or a file that cannot be read.
+        UserError: a folder that holds no run, or a file that cannot be read or lacks a key.
     """
     found: list[Run] = []
     for folder in folders:
@@ -160,27 +200,49 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
 
 
 def _read_run(folder: Path) -> Run:
-    config = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
-    summary = _read_json(folder / "summary.json") if (folder / "summary.json").exists() else None
-    results, notes = [summary] if summary else [], []
-    for path in sorted(folder.glob("evaluation_*.json")) if summary else []:
-        found = _read_json(path)
-        if found.get("step") == results[0]["step"]:
-            results.append(found)
-        elif found["checkpoint"] == "last":
+    path = folder / "config.yaml"
+    config = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    _require(CONFIG, config, path, "restore it, or leave the run out")
+    lines, path = _read_lines(folder / "metrics.jsonl"), folder / "summary.json"
+    if not path.exists():
+        return Run(folder, config, None, lines, [], [])
+    summary = _read_result(path, "train again")
+    files = sorted(folder.glob("evaluation_*.json"))
+    steps = {"last": summary["step"], "best": summary.get("best", {}).get("step")}
+    results, notes = [], []
+    for file, found in [(path, summary), *((file, _read_result(file, "evaluate the run again")) for file in files)]:
+        which, step = found["checkpoint"], found["step"]
+        if step != steps.get(which):
             notes.append(
-                f"{folder.name}: {path.name} is left out: it is of step {found.get('step')}, the run ended at step "
-                f"{results[0]['step']}; evaluate it again"
+                f"{folder.name}: {file.name} is left out: it is of step {step}, the run's `{which}` checkpoint of step "
+                f"{steps.get(which)}; evaluate it again"
             )
-    return Run(folder, config, summary, _read_lines(folder / "metrics.jsonl"), results, notes)
+        elif "mIoU" not in found["scores"]:
+            notes.append(f"{folder.name}: {file.name} is left out: no mIoU in it, as of images without labels")
+        else:
+            results.append(found)
+    return Run(folder, config, summary, lines, results, notes)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_result(path: Path, remedy: str) -> dict[str, Any]:
+    """A result with the finite ones of its scores."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); delete it and evaluate the run again") from error
+        raise UserError(f"{path}: not valid JSON ({error}); delete it and {remedy}") from error
+    _require(RESULT, found, path, f"delete it and {remedy}")
+    found["scores"] = {k: v for k, v in found["scores"].items() if isinstance(v, int | float) and math.isfinite(v)}
     return found
+
+
+def _require(keys: dict[str, type], values: Any, path: Path, remedy: str) -> None:
+    for key, kind in keys.items():
+        found = values
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if not isinstance(found, kind):
+            got = "it is absent" if found is None else f"got {str(found)[:40]!r}"
+            raise UserError(f"{path}: {key}: expected {kind.__name__}, but {got}; {remedy}")
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
@@ -204,7 +266,7 @@ class _Key(NamedTuple):
     images: str  # JSON with sorted keys
 
 
-Member = tuple[Run, dict[str, Any] | None]  # a run and a result of it, None for an unfinished run
+Member = tuple[Run, dict[str, Any] | None]  # a run and a result of it, None for a run without any
 
 
 def compare(runs: Sequence[Run], published: Published, expected: Sequence[str] = ()) -> list[Block]:
@@ -229,7 +291,7 @@ def compare(runs: Sequence[Run], published: Published, expected: Sequence[str] =
         rows = sorted((_row(name, found) for name, found in by_name.items()), key=_order)
         here = [p for p in published.rows if p.table == key.experiment]
         same = [p for p in here if published.protocols[p.protocol].matches(protocol)]
-        apart = _not_the_published_images(key) if same and any(row.scores for row in rows) else ""
+        apart = _not_the_published_images(key) if same and any(row.is_scored for row in rows) else ""
         if apart:
             same = []
         missing = [name for name in expected if name not in names] if not blocks else []
@@ -260,12 +322,11 @@ def _refuse_twins(runs: Sequence[Run], places: dict[Path, str]) -> None:
 
 
 def _group(runs: Sequence[Run]) -> dict[_Key, list[Member]]:
-    """Results of last checkpoints by what they must share. Unfinished runs join the first group of their protocol."""
+    """Results by what they must share. Runs without any join the first group of their protocol."""
     groups: dict[_Key, list[Member]] = defaultdict(list)
     for run in runs:
         for result in run.results:
-            if result["checkpoint"] == "last":
-                groups[_key(run, result)].append((run, result))
+            groups[_key(run, result)].append((run, result))
     for run in runs:
         if not run.results:
             own = _key(run, None)
@@ -342,7 +403,7 @@ def _images(run: Run, result: dict[str, Any] | None) -> dict[str, Any]:
 def _row(name: str, members: list[Member]) -> Row:
     scores: dict[int, dict[str, float]] = {}
     confusions: dict[int, np.ndarray] = {}
-    best: dict[int, float] = {}
+    best: dict[int, dict[str, float]] = {}
     runs = list({run.folder: run for run, _ in members}.values())
     notes = [note for run in runs for note in run.notes]
     for run, result in members:  # an evaluation stands after the summary and replaces its scores
@@ -350,23 +411,26 @@ def _row(name: str, members: list[Member]) -> Row:
         if result is None:
             notes.append(f"{name}, seed {seed}: {run.state}")
             continue
+        if result["checkpoint"] == "best":
+            best[seed] = result["scores"]
+            continue
         scores[seed] = result["scores"]
-        if "best" in result:
-            best[seed] = result["best"]["val/mIoU"]
+        if result.get("best", {}).get("val/mIoU", -1) >= 0:  # below 0: no validation had a score
+            best[seed] = {"mIoU": result["best"]["val/mIoU"]}
         if "confusion" in result:
             confusions[seed] = np.asarray(result["confusion"], np.int64)
     for run in runs[1:]:
         changed = [line for line in difference(_any_seed(runs[0]), _any_seed(run)) if not line.startswith(FREE_KEYS)]
         if changed:
             notes.append(f"{name}: {run.folder.name} differs from {runs[0].folder.name} in {'; '.join(changed)}")
-    validated = [run for run, result in members if result is run.summary]
+    validated = [run for run, result in members if result in (None, run.summary)]
     confusion = np.sum(list(confusions.values()), axis=0) if confusions else None
     return Row(name, runs, scores, best, confusion, validated, notes)
 
 
 def _any_seed(run: Run) -> dict[str, Any]:
     """The settings, with the seed taken out of the names of other runs that this one starts from or reads."""
-    text = json.dumps(run.config).replace(f"-seed{run.config['seed']}", "-seedN")
+    text = re.sub(rf"-seed{run.config['seed']}\b", "-seedN", json.dumps(run.config))
     found: dict[str, Any] = json.loads(text)
     return found
 
@@ -384,7 +448,7 @@ def ablations(block: Block) -> list[tuple[str, list[str], list[list[str]]]]:
     tables = []
     for trainer in dict.fromkeys(str(row.runs[0].config["trainer"]) for row in block.rows):
         rows = [r for r in block.rows if r.runs[0].config["trainer"] == trainer and r.scores and r.name != ORACLE]
-        settings = [flatten(row.runs[0].config) for row in rows]
+        settings = [flatten(_any_seed(row.runs[0])) for row in rows]
         keys = [k for k in dict.fromkeys(k for s in settings for k in s) if not k.startswith(FREE_KEYS)]
         varied = [k for k in keys if len({json.dumps(s.get(k)) for s in settings}) > 1]
         if len(rows) > 1 and varied:

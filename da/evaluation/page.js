@@ -12,3 +12,11 @@ document.querySelectorAll('thead button').forEach(button => button.onclick = () 
   [...row.children].forEach(other => other.removeAttribute('aria-sort'));
   head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
 });
+
+// Print: all that is folded away is opened, and closed again afterwards.
+let folded = [];
+addEventListener('beforeprint', () => {
+  folded = [...document.querySelectorAll('details:not([open])')];
+  folded.forEach(part => part.open = true);
+});
+addEventListener('afterprint', () => folded.forEach(part => part.open = false));

@@ -21,6 +21,12 @@ CURVES = {  # tag -> title
     "loss/seg": "segmentation loss on source",
     "d/accuracy_target": "discriminator: target images told apart",
 }
+TRANSLATION_CURVES = {  # the discriminators of a translation judge other things
+    "val/mIoU": CURVES["val/mIoU"],
+    "loss/gan_st": "translation to target: adversarial loss",
+    "loss/cycle": "translation: cycle loss",
+    "loss/semantic": "translation: semantic loss",
+}
 
 
 class Example(NamedTuple):
@@ -95,23 +101,22 @@ def _headline(block: Block) -> str:
     if not rows:
         return ""
     top = max(max(row.values("mIoU")) for row in rows)
-    theirs = [p.mean(block.classes) or 0 for row in rows if (p := block.published_of(row))]
-    scale = 100 / (10 * np.ceil(max([top, *theirs]) / 10 + 0.1))
+    found = {row.name: c.theirs for row in rows if (c := block.comparison(row)) and c.classes == block.classes}
+    scale = 100 / (10 * np.ceil(max([top, *found.values()]) / 10 + 0.1))
     lines = []
     for row in rows:
         values, mean, tint = row.values("mIoU"), row.mean("mIoU") or 0, color(block, row)
         marks = "".join(f'<i style="left:{v * scale:.1f}%" title="{v:.2f}"></i>' for v in values if len(values) > 1)
-        if published := block.published_of(row):
-            number = published.mean(block.classes) or 0
-            marks += f'<b style="left:{number * scale:.1f}%" title="published: {number:.1f}"></b>'
+        if theirs := found.get(row.name):
+            marks += f'<b style="left:{theirs * scale:.1f}%" title="published: {theirs}"></b>'
         lines.append(
             f'<div class="name">{_breakable(row.title)}</div><div class="bar"><span style="width:{mean * scale:.1f}%;'
             f'background:{tint}"></span>{marks}</div><div class="value">{mean_std(values)}</div>'
         )
     hint = "Last checkpoint, mean over seeds; a dot is one seed" + (
-        "; a line is the published number." if theirs else "."
+        "; a line is the published number." if found else "."
     )
-    return _section("mIoU, %", f'<div class="headline">{"".join(lines)}</div>', hint)
+    return _section(f"{tables.MEANS[block.classes]}, %", f'<div class="headline">{"".join(lines)}</div>', hint)
 
 
 def _table(header: Sequence[str], lines: Sequence[tables.Line], kind: str = "") -> str:
@@ -170,8 +175,8 @@ def _per_class(block: Block) -> str:
 def _curves(block: Block) -> str:
     """Only of runs that were validated under the block's own protocol while they trained."""
     panels, shown = [], []
-    for tag, title in CURVES.items():
-        rows = [row for row in block.rows if not row.is_translation]  # their discriminators judge other things
+    for tag, title in (CURVES | TRANSLATION_CURVES).items():
+        rows = [row for row in block.rows if tag in (TRANSLATION_CURVES if row.is_translation else CURVES)]
         found = [(row, line) for row in rows if (line := _series(block, row, tag))]
         if found:
             chart = charts.curves([line for _, line in found], title)
@@ -265,7 +270,7 @@ def _confusion(block: Block) -> str:
 def _ablations(block: Block) -> str:
     parts = []
     for trainer, varied, lines in ablations(block):
-        header = ["experiment", *varied, "mIoU, last"]
+        header = ["experiment", *varied, f"{tables.MEANS[block.classes]}, last"]
         parts.append(f"<h4>{escape(trainer)}</h4>" + _table(header, [tables.Line("own", line) for line in lines]))
     hint = "Experiments of one trainer, with every setting in which they differ."
     return _section("Ablations", "".join(parts), hint) if parts else ""

@@ -11,20 +11,10 @@ from da.evaluation.report import OF_TRANSLATION, describe_protocol
 from da.labels import NAMES, SUBSETS
 
 MARK = "†"  # quoted from memory
-MEANS = ("mIoU", "mIoU16", "mIoU13")  # over 19, 16 and 13 classes
+MEANS = {19: "mIoU", 16: "mIoU16", 13: "mIoU13"}
 WRAPPED = r">{\raggedright\arraybackslash}p{%s\linewidth}"  # a column of text in LaTeX
-HEADER = (
-    "method",
-    "mIoU, last",
-    "over source only",
-    "gap closed, %",
-    "best on validation*",
-    "published",
-    "difference",
-    "seeds",
-    "backbone",
-    "checkpoint; source",
-)
+ORIGIN = "checkpoint; source"
+BEST = "best on validation (target labels)"
 
 
 class Line(NamedTuple):
@@ -39,11 +29,21 @@ def signed(value: float | None) -> str:
 
 
 def main_table(block: Block) -> tuple[list[str], list[Line]]:
-    """Own rows, experiments without a result, and published rows of the same protocol, under `HEADER`."""
+    """Own rows, experiments without a result, and published rows of the same protocol; the header first."""
+    means = [f"mIoU{classes}" for classes in _other_means(block)]
+    ours = ["over source only", "gap closed, %", "best on validation*", "published", "difference", "seeds"]
+    header = ["method", f"{MEANS[block.classes]}, last", *means, *ours, "backbone", ORIGIN]
     lines = [_own(block, row) for row in block.rows]
-    lines += [Line("absent", [name, "not run", *[""] * (len(HEADER) - 2)]) for name in block.missing]
-    lines += [published_line(row, block.classes) for row in block.published if row.mean(block.classes) is not None]
-    return _filled(HEADER, lines)
+    lines += [Line("absent", [name, "not run", *[""] * (len(header) - 2)]) for name in block.missing]
+    lines += [_published(block, row) for row in block.published]
+    return _filled(header, lines)
+
+
+def _other_means(block: Block) -> list[int]:
+    """The class subsets, besides the block's own, that its tables hold a mean of."""
+    published = {c for c in MEANS if any(row.mean(c) is not None for row in block.published)}
+    wanted = published if block.classes == 19 else {16, 13} | published
+    return [c for c in MEANS if c in wanted and c != block.classes]
 
 
 def _filled(header: Sequence[str], lines: Sequence[Line]) -> tuple[list[str], list[Line]]:
@@ -54,21 +54,26 @@ def _filled(header: Sequence[str], lines: Sequence[Line]) -> tuple[list[str], li
 
 def _own(block: Block, row: Row) -> Line:
     backbone = f"PSPNet-{row.runs[0].config['model']['backbone']}"
-    if not row.scores:
-        return Line("absent", [row.title, row.runs[0].state, *[""] * (len(HEADER) - 4), backbone, ""])
-    published, mean = block.published_of(row), row.mean("mIoU")
-    theirs = published.mean(block.classes) if published else None
+    means = [f"mIoU{classes}" for classes in _other_means(block)]
+    if not row.is_scored:
+        return Line("absent", [row.title, row.runs[0].state, *[""] * (len(means) + 6), backbone, ""])
+    theirs = difference = ""
+    if found := block.comparison(row):
+        over = "" if found.classes == block.classes else f" (mIoU{found.classes})"
+        theirs = f"{found.theirs}{'' if found.published.verified else MARK}{over}"
+        difference = signed(found.own - found.theirs) + over
     return Line(
         "own",
         [
             row.title,
             mean_std(row.values("mIoU")),
+            *(mean_std(row.values(key)) if row.values(key) else "" for key in means),
             signed(block.gain(row)),
             _closed(block, row),
-            mean_std([row.best[seed] for seed in sorted(row.best)]),
-            "" if theirs is None else _number(theirs) + ("" if published and published.verified else MARK),
-            signed(mean - theirs) if mean is not None and theirs is not None else "",
-            ", ".join(map(str, sorted(row.scores))),
+            mean_std([row.best[seed]["mIoU"] for seed in sorted(row.best)]),
+            theirs,
+            difference,
+            ", ".join(map(str, sorted(row.scores or row.best))),
             backbone,
             "",
         ],
@@ -82,9 +87,14 @@ def _closed(block: Block, row: Row) -> str:
     return f"{100 * gain / whole:.0f}" if whole and gain is not None and row is not oracle else ""
 
 
-def published_line(row: PublishedRow, classes: int) -> Line:
-    origin = f"{row.checkpoint}; {row.source}"
-    return Line("published", [_marked(row), *[""] * 4, _number(row.mean(classes)), "", "", row.backbone, origin])
+def _published(block: Block, row: PublishedRow) -> Line:
+    """Its mean over the block's classes stands in the column of published figures."""
+    means = [_exact(row.mean(classes)) for classes in _other_means(block)]
+    figure = _exact(row.mean(block.classes))
+    return Line(
+        "published",
+        [_marked(row), "", *means, "", "", "", figure, "", "", row.backbone, f"{row.checkpoint}; {row.source}"],
+    )
 
 
 def _marked(row: PublishedRow) -> str:
@@ -107,7 +117,7 @@ def class_table(block: Block) -> list[Line]:
         if iou := row.class_iou():
             mark = "" if row.verified else f" {MARK}"
             lines.append(
-                Line("published", [f"{row.method}, {row.backbone}{mark}", *(_number(iou.get(n)) for n in names)])
+                Line("published", [f"{row.method}, {row.backbone}{mark}", *(_exact(iou.get(n)) or "-" for n in names)])
             )
     return lines
 
@@ -126,13 +136,18 @@ def notes(blocks: Sequence[Block]) -> list[str]:
 
 def block_notes(block: Block) -> list[str]:
     found = []
-    if any(row.scores for row in block.rows):
+    if any(row.is_scored for row in block.rows):
         found.append("mIoU of the last checkpoint, in percent, mean ± sample standard deviation over the seeds named.")
         found.append("* The checkpoint with the highest validation score: it was chosen with target labels.")
     if block.published:
         found.append(
             "Published rows stand under the same input size, labels and scales; their networks (column backbone), "
             "training, checkpoint rule and align_corners differ from the own rows."
+        )
+    if means := _other_means(block):
+        found.append(
+            f"{'; '.join(f'mIoU{c}: the mean over {c} classes' for c in means)}. A published figure and a difference "
+            f"name theirs where it is not {MEANS[block.classes]}."
         )
     if block.apart:
         found.append(f"{block.experiment}: {block.apart}.")
@@ -191,17 +206,13 @@ def markdown(blocks: Sequence[Block], published: Published) -> str:
 
 
 def other_table(block: Block, published: Published) -> tuple[list[str], list[Line]]:
-    """Published rows that nothing is compared with; in a block of published rows alone with every mean they have."""
-    means = (block.classes,) if block.protocol else (19, 16, 13)
-    header = ["method", "backbone", *MEANS[: len(means)], "protocol", "checkpoint", "source"]
+    """Published rows that nothing is compared with, with every mean they have."""
+    header = ["method", "backbone", *MEANS.values(), "protocol", "checkpoint", "source"]
     lines = []
     for row in block.others:
-        figures = ["" if row.mean(classes) is None else _number(row.mean(classes)) for classes in means]
+        figures = [_exact(row.mean(classes)) for classes in MEANS]
         protocol = published.protocols[row.protocol].text
-        if any(figures):
-            lines.append(
-                Line("published", [_marked(row), row.backbone, *figures, protocol, row.checkpoint, row.source])
-            )
+        lines.append(Line("published", [_marked(row), row.backbone, *figures, protocol, row.checkpoint, row.source]))
     return _filled(header, lines)
 
 
@@ -227,7 +238,7 @@ CSV_HEADER = (
 
 
 def csv_text(blocks: Sequence[Block], published: Published) -> str:
-    """One line per seed of an own result, finished or not, per experiment without a run and per published result,
+    """One line per seed and checkpoint of an own result, per run and experiment without one and per published result,
     protocol, images and source on every line; numbers unrounded."""
     keys = ["mIoU", "mIoU19", "mIoU16", "mIoU13", "mAcc", "pixel_accuracy", "fwIoU", *(f"IoU/{n}" for n in NAMES)]
     out = io.StringIO()
@@ -239,9 +250,14 @@ def csv_text(blocks: Sequence[Block], published: Published) -> str:
         for row in block.rows:
             named = own | {"method": row.title, "backbone": f"PSPNet-{row.runs[0].config['model']['backbone']}"}
             for seed, state in sorted({int(run.config["seed"]): run.state for run in row.runs}.items()):
-                scores = {key: value for key, value in row.scores.get(seed, {}).items() if key in keys}
-                of_result = {"checkpoint": "last", "comparable": "yes"} if scores else {}
-                writer.writerow(named | {"seed": seed, "state": state} | of_result | scores)
+                of_seed = named | {"seed": seed, "state": state}
+                results = {"last": row.scores.get(seed), BEST: row.best.get(seed)}
+                for checkpoint, scores in results.items():
+                    if scores:
+                        of_result = {"checkpoint": checkpoint, "comparable": "yes"}
+                        writer.writerow(of_seed | of_result | {k: v for k, v in scores.items() if k in keys})
+                if not any(results.values()):
+                    writer.writerow(of_seed)
         for name in block.missing:
             writer.writerow(own | {"method": name, "state": "not run"})
         for theirs in (*block.published, *block.others):
@@ -279,7 +295,7 @@ def latex(blocks: Sequence[Block], published: Published) -> str:
     for block in blocks:
         header, lines = main_table(block)
         if lines:
-            columns = "l" + "".join(WRAPPED % 0.5 if name == HEADER[-1] else "r" for name in header[1:])
+            columns = "l" + "".join(WRAPPED % 0.5 if name == ORIGIN else "r" for name in header[1:])
             below = [*block_notes(block), *_comparability(blocks)] if block.protocol else []
             parts.append(_float(title(block), _tabular(header, lines, columns), below))
         if lines := class_table(block):
@@ -355,6 +371,11 @@ LATEX = str.maketrans(
 def _escape(text: str) -> str:
     shown = text.translate(LATEX)
     return f"${shown}$" if text[:1] in ("+", "-") and text[1:2].isdigit() else shown
+
+
+def _exact(value: float | None) -> str:
+    """A published figure with every digit it was given with."""
+    return "" if value is None else str(value)
 
 
 def _number(value: float | None) -> str:

@@ -50,6 +50,12 @@ def test_a_protocol_matches_only_runs_measured_alike():
     assert not any(protocol.matches(flipped) for protocol in LITERATURE.protocols.values())
 
 
+def test_stages_and_checkpoints_are_named_as_far_as_known():
+    stages = {row.method: row.mIoU16 for row in LITERATURE.rows if row.method.startswith("ProDA, ") and not row.iou}
+    assert stages == {"ProDA, warm-up": 41.4, "ProDA, stage 1 of 3": 51.9, "ProDA, stage 2 of 3": 54.6}
+    assert {row.checkpoint for row in LITERATURE.rows if row.protocol == "test_server"} == {"not stated"}
+
+
 def test_mistakes_in_the_file_are_named(tmp_path):
     row = "{table: gta2city, method: m, backbone: b, mIoU: 50.0, protocol: p, checkpoint: last, source: s"
     for text, expected in (

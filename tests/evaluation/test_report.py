@@ -16,10 +16,13 @@ from da.config import UserError
 from da.evaluation import compare, page, published, tables
 from da.evaluation.report import table
 from da.labels import NAMES
+from da.report import _completed
+from da.run import load_config
 
 LITERATURE = published.read()
 GTA_PROTOCOL = {"input_size": [1024, 512], "align_corners": False, "classes": 19}
-TRAINERS = {name: name for name in ("source_only", "cycada_pixel", "cycada_feature")} | {"oracle": "source_only"}
+TRAINERS = {name: name for name in ("source_only", "cycada_pixel", "cycada_feature")}
+TRAINERS |= {"oracle": "source_only", "cycada_feature_only": "cycada_feature"}
 OWN_SIZE = GTA_PROTOCOL | {"input_size": None}
 
 
@@ -133,6 +136,36 @@ def test_published_rows_of_the_same_protocol_only(tmp_path):
     assert "do not cite" in text
 
 
+@pytest.mark.parametrize(("classes", "figure"), [(13, "46.7"), (16, "46.7 (mIoU13)")])
+def test_means_over_16_and_13_classes_stand_side_by_side(tmp_path, classes, figure):
+    protocol = GTA_PROTOCOL | {"classes": classes}
+    folder = write_run(tmp_path, "adaptsegnet_multi", 0, 1.0, protocol, "synthia2city", CITYSCAPES_VAL)
+    means = {"mIoU16": 40.0, "mIoU13": 47.0}
+    evaluate_run(folder, protocol, 0.0, scores=means | {"mIoU": means[f"mIoU{classes}"]})
+    (block,) = blocks_of(folder)
+    found, own, other = table_of(block), f"mIoU{classes}, last", f"mIoU{29 - classes}"
+    row = found["adaptsegnet_multi"]
+    assert {own.split(",")[0]: row[own], other: row[other]} == {"mIoU16": "40.0", "mIoU13": "47.0"}
+    assert (row["published"], row["difference"]) == (figure, figure.replace("46.7", "+0.3"))
+    assert {p.method for p in block.published} < {name.removesuffix(" †") for name in found}
+    daformer = found["DAFormer"]
+    assert (daformer["mIoU16"] if classes == 13 else daformer["published"]) == "60.9"
+    others = tables.other_table(block, LITERATURE)
+    clan = next(dict(zip(others[0], line.cells)) for line in others[1] if line.cells[0] == "CLAN")
+    assert (clan["mIoU16"], clan["mIoU13"]) == ("", "47.8")
+
+
+def test_cycada_stands_beside_its_published_figures(tmp_path):
+    protocol = GTA_PROTOCOL | {"input_size": None}
+    theirs = {"cycada_feature_only": "29.2", "cycada_pixel_segmenter": "34.8", "cycada_feature": "35.4†"}
+    for name in theirs:
+        write_run(tmp_path, name, 0, 40.0, protocol, "gta2city", CITYSCAPES_VAL)
+    (block,) = blocks_of(tmp_path / "gta2city")
+    assert {name: table_of(block)[name]["published"] for name in theirs} == theirs
+    assert table_of(block)["CyCADA, pixel only"]["backbone"] == "FCN8s-VGG16"
+    assert any("their networks" in note for note in tables.notes([block]))
+
+
 @pytest.mark.parametrize(
     ("images", "protocol", "compared", "told"),
     [
@@ -226,6 +259,41 @@ def test_evaluations_of_another_step_are_left_out(runs):
     assert [note.split()[1] for note in left_out] == ["evaluation_last.json", "evaluation_last_adaptsegnet.json"]
 
 
+def test_the_best_checkpoint_is_shown_under_every_protocol(tmp_path):
+    for seed, best in ((0, 45.0), (1, 47.0)):
+        folder = write_run(tmp_path, "oracle", seed, 50.0, images=CAMVID)
+        evaluate_run(folder, GTA_PROTOCOL, 44.0, file="last_gta")
+        evaluate_run(folder, GTA_PROTOCOL, best, "best", file="best_gta", step=20)
+    evaluate_run(folder, GTA_PROTOCOL | {"flip": True}, 60.0, "best", file="best_flip", step=20)
+    evaluate_run(folder, OWN_SIZE, 99.0, "best", step=40)  # of an earlier training: the best step is 20
+    own, gta, flip = blocks_of(tmp_path / "mini")
+    assert table_of(own)["oracle"]["best on validation*"] == "51.0 ± 0.0"
+    assert table_of(gta)["oracle"]["best on validation*"] == "46.0 ± 1.4"
+    assert (table_of(flip)["oracle"]["mIoU, last"], table_of(flip)["oracle"]["best on validation*"]) == ("-", "60.0")
+    assert any("evaluation_best.json is left out" in note for note in tables.notes([own]))
+    found = [(row["seed"], row["checkpoint"], row["mIoU"]) for row in rows_of([gta])]
+    assert found == [
+        ("0", "last", "44.0"),
+        ("0", "best on validation (target labels)", "45.0"),
+        ("1", "last", "44.0"),
+        ("1", "best on validation (target labels)", "47.0"),
+    ]
+    assert [row["checkpoint"] for row in rows_of([flip])] == ["best on validation (target labels)"]
+
+
+def test_a_result_without_a_mean_is_named_and_left_out(runs):
+    evaluate_run(runs / "mini/oracle-seed0", GTA_PROTOCOL, 0.0, file="last_gta", scores={"pixel_accuracy": 0.0})
+    summary = runs / "mini/adaptsegnet_ls-seed0/summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"scores": {"mIoU": float("nan")}}))
+    (block,) = blocks_of(runs / "mini")
+    text = page.html([block], LITERATURE, [], [])
+    assert "oracle-seed0: evaluation_last_gta.json is left out: no mIoU" in text
+    assert "adaptsegnet_ls-seed0: summary.json is left out: no mIoU" in text
+    assert table_of(block)["adaptsegnet_ls"]["mIoU, last"] == "finished, no mIoU"
+    (alone,) = blocks_of(summary.parent)
+    assert "<h3>Results" in page.html([alone], LITERATURE, [], [])
+
+
 def test_two_folders_of_one_seed_are_refused(runs):
     write_run(runs, "oracle", 0, 60.0, folder="oracle-again")
     with pytest.raises(UserError, match=r"oracle-again and .*oracle-seed0: both are oracle, seed 0"):
@@ -271,8 +339,19 @@ def test_seeds_with_other_settings_are_named(runs):
 def test_seeds_of_a_chain_start_from_their_own_seeds_run(runs):
     for seed in (0, 1):
         write_run(runs, "cycada_feature", seed, 40.0, start=f"runs/mini/source_only-seed{seed}")
+        write_run(runs, "cycada_feature_only", seed, 39.0, start=f"runs/mini/oracle-seed{seed}")
     (block,) = compare.compare(compare.find_runs([runs / "mini"]), LITERATURE)
     assert not any("differs" in note for note in tables.notes([block]))
+    cells = {line[0]: line[1] for line in compare.ablations(block)[-1][2]}
+    assert cells["cycada_feature"] == "runs/mini/source_only-seedN"  # not that of seed 0 beside the mean of both
+
+
+def test_settings_that_came_after_a_run_have_their_defaults():
+    config = load_config(["experiments/mini/source_only.yaml"]).model_dump(mode="json")
+    older = config | {"run": {k: v for k, v in config["run"].items() if k not in ("compile", "deterministic")}}
+    assert _completed(older) == config
+    strange = older | {"gone": 1}
+    assert _completed(strange) == strange
 
 
 def test_variants_in_another_folder_of_runs_have_rows_of_their_own(runs):
@@ -347,8 +426,9 @@ def test_csv_names_what_is_absent_or_unfinished(runs):
     write_run(runs, "oracle", 1, None)
     write_run(runs, "adaptsegnet_multi", 0, None)
     blocks = compare.compare(compare.find_runs([runs / "mini"]), LITERATURE, ["adaptsegnet_target_forward"])
-    found = {(row["method"], row["seed"]): row for row in rows_of(blocks)}
+    found = {(row["method"], row["seed"]): row for row in rows_of(blocks) if not row["checkpoint"].startswith("best")}
     assert found["oracle", "0"]["state"] == "finished"
+    assert found["oracle", "0"]["checkpoint"] == "last"
     assert found["oracle", "0"]["mIoU"] == "50.0"
     for method in ("oracle", "adaptsegnet_multi"):
         row = found[method, "1" if method == "oracle" else "0"]
@@ -393,6 +473,7 @@ def test_page_is_one_file_and_well_formed(runs):
     assert "http" not in text
     assert "@import" not in text
     assert "&lt;x&gt;" in text
+    assert "beforeprint" in text  # opens what is folded away
     for heading in ("Results", "IoU per class", "Each class against source only", "Training", "Confusion", "Ablations"):
         assert f"<h3>{heading}" in text
 
@@ -420,6 +501,17 @@ def test_page_of_two_tables_draws_curves_where_they_were_validated(tmp_path):
         assert "input_<wbr>size" not in ablation  # the table's own holds for both
 
 
+def test_page_draws_the_curves_of_translations(runs):
+    folder = write_run(runs, "cycada_pixel", 0, 45.0)
+    lines = [{"step": step, "loss/cycle": 1.0, "d/accuracy_target": 0.5, "val/mIoU": 40.0} for step in (20, 40)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = page.html(blocks_of(runs / "mini"), LITERATURE, [], []).partition("<h3>Training")[2].partition("<h3>")[0]
+    charts = {found.partition("</figcaption>")[0]: found for found in text.split("<figcaption>")[1:]}
+    drawn = [title for title, chart in charts.items() if "cycada_pixel ‡: " in chart]
+    assert drawn == ["mIoU on validation, %", "translation: cycle loss"]
+    assert "oracle: " in charts["mIoU on validation, %"]
+
+
 def test_error_map_marks_wrong_and_ignored_pixels():
     image = np.full((1, 3, 3), 100, np.uint8)
     label = np.array([[(128, 64, 128), (128, 64, 128), (0, 0, 0)]], np.uint8)
@@ -442,6 +534,28 @@ def test_folders_without_runs_are_refused(tmp_path, runs, capsys):
     assert main(["report", str(runs / "mini"), "-o", str(tmp_path / "o")]) == 2
     assert "evaluation_last.json" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "told"),
+    [
+        (
+            "evaluation_last.json",
+            '{"checkpoint": "last", "step": 40}',
+            "scores: expected dict, but it is absent; delete",
+        ),
+        ("evaluation_last.json", "[]", "checkpoint: expected str, but it is absent"),
+        ("summary.json", '{"step": "4", "checkpoint": "last"}', "step: expected int, but got '4'"),
+        ("config.yaml", "trainer: source_only\nexperiment: mini\n", "name: expected str, but it is absent; restore it"),
+        ("config.yaml", "", "trainer: expected str"),
+    ],
+)
+def test_files_that_lack_a_key_are_named(runs, tmp_path, capsys, file, text, told):
+    (runs / "mini/oracle-seed0" / file).write_text(text)
+    assert main(["report", str(runs / "mini"), "-o", str(tmp_path / "o")]) == 2
+    error = capsys.readouterr().err
+    assert f"{file}: {told}" in error
+    assert error.count("\n") == 1
 
 
 def test_report_of_trained_runs(tmp_path, capsys, gta5_root, cityscapes_root):
@@ -492,6 +606,7 @@ def test_published_rows_stand_alone_where_nothing_was_run(tmp_path, capsys, monk
     assert latex.count(r"\begin{longtable}") == latex.count(r"\end{longtable}") == len({p.dataset for p in expected})
     if name == "supervised":
         assert "ADE20K val" in html
+        assert "| 44.15 |" in markdown  # with the digits it was published with
         assert "sliding 769x769 windows" in latex
     if name == "synthia2city":
         assert "mIoU13" in markdown
