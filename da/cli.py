@@ -274,8 +274,8 @@ def _train(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from da.engine.log import say
+    from da.evaluate import evaluate_runs
     from da.evaluation.report import table
-    from da.run import evaluate_runs
 
     runs, overrides = _split(options.words)
     if not runs:

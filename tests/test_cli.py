@@ -253,3 +253,9 @@ def test_two_processes_score_the_network_they_save(command, tmp_path):
     assert main(["evaluate", str(run)]) == 0
     alone = json.loads((run / "evaluation_last.json").read_text())["scores"]
     assert alone == pytest.approx(trained, rel=1e-6)
+
+
+def test_a_validation_without_labels_is_refused_before_training(command, capsys, cityscapes_root):
+    for path in cityscapes_root.glob("gtFine/val/*/*_labelIds.png"):
+        Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)  # `unlabeled`
+    assert "no pixel of cityscapes val has a label" in fails(capsys, *command)

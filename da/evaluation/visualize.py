@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from da.labels import CLASSES, PALETTE
@@ -82,3 +84,9 @@ def legend(width: int = 480) -> np.ndarray:
         cv2.rectangle(picture, (x + 4, y + 5), (x + 20, y + 19), c.color, -1)
         cv2.putText(picture, c.name, (x + 26, y + 17), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (30, 30, 30), 1, cv2.LINE_AA)
     return picture
+
+
+def save(path: Path, picture: np.ndarray) -> None:
+    """Write a (H, W, 3) uint8 picture, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)

@@ -11,10 +11,11 @@ from PIL import Image
 from tiny import tiny
 
 from da.cli import main
+from da.evaluate import evaluate_runs, named_protocols
 from da.evaluation import official
 from da.evaluation.metrics import ConfusionMatrix, mean_iou, official_mean_iou
 from da.labels import CLASSES, TRAIN_TO_CITYSCAPES
-from da.run import evaluate_runs, named_protocols, train
+from da.run import train
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import yaml
 from test_parity import ReferenceSemseg, randomise
 from torchvision.models import resnet18
 
+from da.evaluate import evaluate_runs
 from da.nets.pspnet import PSPNet, PSPNetConfig
-from da.run import evaluate_runs, restore
+from da.run import restore
 from third_party.convert import main
 from third_party.kinds import CAFFE_MEAN
 

@@ -1,0 +1,209 @@
+"""`evaluate`: score checkpoints under named protocols, draw and export their predictions, ask cityscapesscripts."""
+
+import contextlib
+import functools
+import json
+import math
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from da.config import Tree, UserError, check, flatten, read_tree
+from da.data import cityscapes, folders
+from da.data.loaders import resolve_root, val_samples, workers_watched
+from da.data.transforms import FolderConfig
+from da.engine import dist, run_files
+from da.engine.log import say
+from da.evaluation import official, visualize
+from da.evaluation.infer import EvalConfig
+from da.evaluation.metrics import scores
+from da.evaluation.published import PROTOCOLS, Protocol, read_protocols
+from da.run import checkpoint_path, evaluate, make_stepper, protocol, restore
+from da.trainers import base
+
+
+def named_protocols(names: Sequence[str]) -> dict[str, Protocol]:
+    """The protocols of `experiments/tables/protocols.yaml` that are called `names`.
+
+    Raises:
+        UserError: no such name, or one without settings; the known ones are listed.
+    """
+    known = {name: entry for name, entry in read_protocols().items() if entry.eval}
+    for name in names:
+        if name not in known:
+            raise UserError(f"--protocol {name}: not in {PROTOCOLS}; known: {', '.join(known)}")
+    return {name: known[name] for name in names}
+
+
+@workers_watched()
+def evaluate_runs(
+    runs: Sequence[Path],
+    which: str,
+    overrides: Sequence[str],
+    figure: Path | None = None,
+    protocols: Sequence[str] = (),
+    export: Path | None = None,
+    compare_official: bool = False,
+) -> list[dict[str, Any]]:
+    """Score checkpoints on their validation split and write `evaluation_<which>[_<protocol>][_<data>].json` beside
+    each; `<data>` are the `data.val.` settings of `overrides`: no other images replace a result on the run's own.
+
+    Where no pixel has a label, as in Cityscapes' test split, there are predictions and no result.
+
+    Args:
+        runs: run folders or checkpoint files.
+        which: `last` or `best` of a run folder.
+        overrides: `key=value` settings of the evaluation; they win over a protocol, whose name then says so
+            (`hrda+flip`).
+        figure: PNG to draw the same validation images to: image, label, one prediction per result.
+        protocols: names in `experiments/tables/protocols.yaml`; none: as the run's own `eval:` section says.
+        export: folder for every prediction, `<result>/labelIds/*.png` (what the Cityscapes server takes) and
+            `<result>/color/*.png`, where `<result>` is the run's name, with the protocol's where there is one.
+        compare_official: also score the predictions with `cityscapesscripts` and require equal figures.
+
+    Raises:
+        UserError: no such checkpoint or protocol, settings that are part of the run, a missing optional package, no
+            labels and no `export`.
+    """
+    named = named_protocols(protocols)
+    for title, entry in named.items():
+        if entry.assumed:
+            say(f"protocol {title}: assumed or done otherwise here: {entry.assumed}")
+    changed = [key.removeprefix("eval.") for key in flatten(read_tree((), overrides).values) if key.startswith("eval.")]
+    choices: list[tuple[str | None, Protocol | None]] = [(None, None)]
+    if named:
+        choices = [("+".join([title, *changed]), entry) for title, entry in named.items()]
+    names = [run.name if run.is_dir() else f"{run.parent.parent.name}/{run.stem}" for run in runs]
+    if export:
+        _refuse_to_mix([_exported(export, name, label) for name in names for label, _ in choices])
+    if compare_official:  # refused before anything is scored
+        official.evaluator()
+        for run in runs:
+            own, _, _ = restore(checkpoint_path(run, which), overrides)
+            for _, chosen in choices:
+                _require_official(_under_protocol(own, chosen, overrides))
+    results, columns, titles = [], [], []
+    for run, name in zip(runs, names):
+        path = checkpoint_path(run, which)
+        own, trainer, step = restore(path, overrides)
+        stepper = make_stepper(trainer, own, dist.pick_device(own.run.device))
+        has_labels = _has_labels(own.data.val)
+        if not has_labels and not export:
+            raise UserError(f"{own.data.val.root}: no labels of split test to score; --export DIR writes predictions")
+        val = val_samples(own.data.val, workers=own.data.workers, with_labels=has_labels)
+        kind = which if run.is_dir() else run.stem
+        for label, chosen in choices:
+            config = _under_protocol(own, chosen, overrides)
+            title = " ".join(filter(None, (name, label)))
+            with contextlib.ExitStack() as stack:
+                to = _exported(export, name, label) if export else None
+                if compare_official and to is None:
+                    to = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                counts, pictures = evaluate(stepper, config, val, keep=functools.partial(_export, to) if to else None)
+                columns.append(pictures)
+                titles.append(title)
+                if not counts.any():
+                    say(f"{title}: no pixel of {config.data.val.dataset} {config.data.val.split} has a label: no score")
+                    continue
+                found = {
+                    "run": name,
+                    **protocol(config),
+                    **(_named(label, chosen) if label and chosen else {}),
+                    "checkpoint": kind,
+                    "checkpoint_file": str(path),
+                    "step": step,
+                    "commit": run_files.commit(),
+                    "scores": {k: v for k, v in scores(counts, config.eval.classes).items() if math.isfinite(v)},
+                    "confusion": counts.tolist(),
+                }
+                if compare_official and to:
+                    found["official_mIoU"] = _compare_official(config, to, counts, title)
+            results.append(found)
+            file = "_".join(filter(None, ("evaluation", kind, label, _data_named(overrides)))) + ".json"
+            run_files.write_text((run if run.is_dir() else run.parent) / file, json.dumps(found) + "\n")
+    if figure:
+        rows = [[r[0][0], r[0][2], *(column[1] for column in r)] for r in zip(*columns)]
+        picture = visualize.grid(rows, ("image", "label", *titles))
+        visualize.save(figure, np.concatenate([picture, visualize.legend(picture.shape[1])]))
+    return results
+
+
+def _has_labels(val: FolderConfig) -> bool:
+    """False for Cityscapes' test split, whose labels only the benchmark's server has, unless label files lie there."""
+    if (val.dataset, val.split) != ("cityscapes", "test"):
+        return True
+    samples = cityscapes.scan(resolve_root(val), val.split)
+    return len(folders.missing_labels(samples)) < len(samples)
+
+
+def _data_named(overrides: Sequence[str]) -> str:
+    """The values of the `data.val.` settings as a part of a file name."""
+    given = flatten(read_tree((), overrides).values)
+    values = [str(given[key]) for key in sorted(given) if key.startswith("data.val.")]
+    return re.sub(r"[^\w.]+", "-", "_".join(values)).strip("-")[-100:]
+
+
+def _exported(export: Path, name: str, label: str | None) -> Path:
+    return export / "-".join(filter(None, (name.replace("/", "-"), label)))
+
+
+def _refuse_to_mix(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise UserError(f"--export: two of the runs would be written to {folder}; evaluate them one by one")
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"--export: {folder} holds an earlier export; delete it or name another folder")
+
+
+def _named(label: str, chosen: Protocol) -> dict[str, str | None]:
+    return {
+        "protocol_name": label,
+        "published_checkpoint": chosen.checkpoint,
+        **({"protocol_assumed": chosen.assumed} if chosen.assumed else {}),
+    }
+
+
+def _under_protocol(config: base.Experiment, chosen: Protocol | None, overrides: Sequence[str]) -> base.Experiment:
+    """`config` with the protocol's whole `eval:` section, and over it the `eval.` settings of the command line."""
+    if chosen is None:
+        return config
+    assert chosen.eval is not None
+    tree = Tree()
+    tree.add({"classes": config.eval.classes} | chosen.eval.model_dump(mode="json", exclude_unset=True), "protocol")
+    tree.add(read_tree((), overrides).values.get("eval", {}), "command line")
+    return config.model_copy(update={"eval": check(EvalConfig, tree)})
+
+
+def _export(folder: Path, name: str, prediction: Tensor) -> None:
+    trainids = prediction.cpu().numpy()
+    official.save_label_ids(folder / "labelIds" / f"{name}_labelIds.png", trainids)
+    visualize.save(folder / "color" / f"{name}_color.png", visualize.colorize(trainids))
+
+
+def _require_official(config: base.Experiment) -> None:
+    """
+    Raises:
+        UserError: `cityscapesscripts` cannot score what `config` evaluates.
+    """
+    val = config.data.val
+    if val.dataset != "cityscapes" or config.eval.label_size:
+        reason = f"eval.label_size {config.eval.label_size}" if config.eval.label_size else f"dataset {val.dataset}"
+        raise UserError(f"--official: scores Cityscapes' own labelIds files at full resolution, not {reason}")
+    if not _has_labels(val):
+        raise UserError(f"--official: {val.root} has no labels of split {val.split}; leave it out")
+
+
+def _compare_official(config: base.Experiment, folder: Path, counts: np.ndarray, title: str) -> float:
+    """Score the predictions below `folder` with `cityscapesscripts`, say how they compare, return its mean IoU."""
+    val = config.data.val
+    samples = cityscapes.index(resolve_root(val), val.split)
+    predictions = [folder / "labelIds" / f"{s.name}_labelIds.png" for s in samples]
+    found = official.score(predictions, [s.label for s in samples if s.label])
+    for line in official.compare(found, counts):
+        say(f"{title}: {line}")
+    return 100 * found.mean
