@@ -187,6 +187,16 @@ def test_settings_that_cannot_work(command, capsys):
         assert "run.device" in fails(capsys, *command, "run.device=cuda")
 
 
+def test_check_finds_mistakes_and_trains_nothing(command, tmp_path, capsys):
+    _, *words, runs, folder = command
+    check = ["train", "--check", runs, folder, *words]
+    assert main([*check, "seed=3", ",", MINI, "name=other"]) == 0
+    names = ("source_only-seed3", "other-seed0")
+    assert capsys.readouterr().out.split() == [str(tmp_path / "runs/mini" / name) for name in names]
+    assert "did you mean 'steps'" in fails(capsys, *check, ",", MINI, "run.stepz=4")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_date_is_a_fine_name(command, tmp_path):
     assert main([*command, "name=2024-01-01"]) == 0
     assert (tmp_path / "runs/mini/2024-01-01-seed0/summary.json").exists()
