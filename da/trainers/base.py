@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, NonNegativeFloat, create_model
@@ -29,6 +29,9 @@ from da.evaluation.infer import EvalConfig
 from da.labels import IGNORE
 from da.losses import upsampled_cross_entropy
 from da.nets.pspnet import PSPNet, PSPNetConfig, Scores
+
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+Betas = tuple[_Decay, _Decay]  # Adam's
 
 
 class SegmenterSGD(Section):

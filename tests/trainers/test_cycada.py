@@ -190,6 +190,13 @@ class TestPixel:
         with pytest.raises(UserError, match=named):
             make("cycada_pixel", *settings)
 
+    @pytest.mark.parametrize(
+        ("name", "setting"), [("cycada_pixel", "betas=[0.5, 1.0]"), ("adaptsegnet_multi", "betas_d=[-0.1, 0.99]")]
+    )
+    def test_refuses_impossible_decay_rates(self, make, name, setting):
+        with pytest.raises(UserError, match=r"method\.betas.*than.*; got"):
+            make(name, f"method.{setting}")
+
     def test_tensorboard_shows_each_picture_above_its_prediction(self, make, monkeypatch):
         trainer, seen = make("cycada_pixel"), []
         monkeypatch.setattr(visualize, "grid", lambda rows, titles: seen.extend(rows))
