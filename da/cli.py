@@ -214,10 +214,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         if error.filename is None and not full:
             raise
-        advice = "; the last checkpoint is kept: free space and run again" if full else ""
-        return _leave(2, f"error: {error.filename or 'writing the run'}: {error.strerror}{advice}")
+        advice = "; what was saved before is kept: free space and run again" if full else ""
+        return _leave(2, f"error: {error.filename or 'writing'}: {error.strerror}{advice}")
     except KeyboardInterrupt:
-        return _leave(130, "interrupted; the same command continues from the last checkpoint")
+        return _leave(130, "interrupted; the same command continues from what was saved")
     return code
 
 

@@ -89,7 +89,7 @@ def train(config: base.Experiment, runs: Path) -> Path:
 
 def _train(config: base.Experiment, where: Path, device: torch.device, stop: StopRequests) -> None:
     if dist.is_main():
-        run_files.claim(where, config)
+        run_files.claim(where, config, _inputs(config))
     dist.barrier()
     summary = run_files.read_summary(where)
     if summary:
@@ -153,6 +153,19 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     if dist.is_main():
         _finish(where, config, loop.best, time.time() - began)
     dist.barrier()
+
+
+def _inputs(config: base.Experiment) -> dict[str, str]:
+    """Fingerprints of what earlier runs made for this one, as far as it is there: see `run_files.claim`."""
+    found = {}
+    if config.init:
+        with contextlib.suppress(UserError):  # gone or damaged: only a run that has yet to start needs it, and says so
+            modules = checkpoint.load(checkpoint_path(Path(config.init), "last"))["modules"]
+            found["init"] = checkpoint.fingerprint({k: v for k, v in modules.items() if k == "segmenter"})
+    if config.data.source.root != "miniature":
+        stamp = folders.read_stamp(resolve_root(config.data.source))
+        found |= {"data.source.root": stamp["weights"]} if "weights" in stamp else {}
+    return found
 
 
 def make_stepper(trainer: base.Trainer, config: base.Experiment, device: torch.device) -> Stepper:

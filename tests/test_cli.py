@@ -1,7 +1,9 @@
 """Commands as a user types them: what they print, what they leave, and one clear line with exit code 2."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -152,6 +154,38 @@ def test_run_can_start_from_another_run(command, capsys, tmp_path):
         for r in (run, tmp_path / "runs/mini/second-seed0")
     )
     assert all(torch.equal(a[k], b[k]) for k in a if k.endswith("weight"))
+
+
+def test_a_run_made_from_older_weights_is_not_taken_for_finished(command, capsys, tmp_path, gta5_root):
+    """Neither from a segmenter nor from translations that have been made anew; without them it may stay."""
+    (gta5_root / "translation.json").write_text('{"weights": "old"}')
+    assert main(command) == 0
+    run = tmp_path / "runs/mini/source_only-seed0"
+    second = [*command, "name=second", f"init={run}", "run.steps=1"]
+    assert main(second) == 0
+    assert main(second) == 0
+    shutil.rmtree(run)
+    assert main(second) == 0
+    assert main([*command, "method.lr=0.01"]) == 0
+    error = fails(capsys, *second)
+    assert f"second-seed0 was made from another state of init {run} (weights " in error
+    assert "delete the folder" in error
+    (gta5_root / "translation.json").write_text('{"weights": "new"}')
+    assert f"another state of data.source.root {gta5_root} (weights old, now new)" in fails(
+        capsys, *command, "method.lr=0.01"
+    )
+    (tmp_path / "runs/mini/second-seed0/inputs.json").unlink()  # as an older run
+    assert main(second) == 0
+
+
+def test_a_full_disk_while_translating_speaks_of_no_checkpoint(capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "out/images/00001.png")
+
+    monkeypatch.setattr("da.translate.translate", full)
+    error = fails(capsys, "translate", "run", "out")
+    assert "out/images/00001.png: No space left on device; what was saved before is kept" in error
+    assert "checkpoint" not in error
 
 
 def test_a_compiled_run_trains_the_same_network(command, tmp_path, monkeypatch):
