@@ -314,6 +314,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _translate(options: argparse.Namespace) -> int:
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(_leave(75)))  # until `translate` listens: nothing to save yet
     from da.engine.stop import Stopped
     from da.translate import translate
 

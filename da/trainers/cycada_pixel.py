@@ -73,6 +73,7 @@ class Trainer(base.Trainer):
         self.g_st, self.g_ts = (Generator(m.blocks, m.width, m.upsampling) for _ in range(2))
         self.d_s, self.d_t = PatchDiscriminator(m.width), PatchDiscriminator(m.width)
         self.segmenter = PSPNet(config.model)  # f_s
+        self.judged = config.init is not None
         base.freeze([self.segmenter], True)
 
         self.modules = {"g_st": self.g_st, "g_ts": self.g_ts, "d_s": self.d_s, "d_t": self.d_t}
