@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from da.config import UserError
@@ -42,6 +43,12 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("words", nargs="+", metavar="FILE.yaml | key=value", help="experiment, then what to change")
     train.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    train.add_argument(
+        "--check",
+        action="store_true",
+        help="check the configuration and print where the run would go, train nothing; of several experiments where "
+        "a comma of its own stands between them: A.yaml seed=1 , B.yaml",
+    )
     train.set_defaults(call=_train)
 
     evaluate = commands.add_parser(
@@ -211,10 +218,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         if error.filename is None and not full:
             raise
-        advice = "; the last checkpoint is kept: free space and run again" if full else ""
-        return _leave(2, f"error: {error.filename or 'writing the run'}: {error.strerror}{advice}")
+        advice = "; what was saved before is kept: free space and run again" if full else ""
+        return _leave(2, f"error: {error.filename or 'writing'}: {error.strerror}{advice}")
     except KeyboardInterrupt:
-        return _leave(130, "interrupted; the same command continues from the last checkpoint")
+        return _leave(130, "interrupted; the same command continues from what was saved")
     return code
 
 
@@ -246,20 +253,34 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return names, [w for w in words if w not in names]
 
 
+def _experiment(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    files, overrides = _split(words)
+    if not files:
+        raise UserError("name an experiment, for example experiments/mini/source_only.yaml")
+    return files, overrides
+
+
+def _between_commas(words: Sequence[str]) -> list[list[str]]:
+    groups = groupby(words, lambda word: word == ",")
+    return [list(group) for comma, group in groups if not comma]
+
+
 def _train(options: argparse.Namespace) -> int:
     stop_file = _stop_file()
     if stop_file and stop_file.exists():
         return 0
     signal.signal(signal.SIGUSR1, lambda *_: sys.exit(_leave(75)))  # until the run listens: nothing to save yet
     from da.engine import dist
+    from da.engine.log import say
     from da.engine.stop import Stopped
-    from da.run import load_config, train
+    from da.run import load_config, run_folder, train
 
-    files, overrides = _split(options.words)
-    if not files:
-        raise UserError("name an experiment, for example experiments/mini/source_only.yaml")
+    if options.check:
+        for one in _between_commas(options.words):
+            say(str(run_folder(load_config(*_experiment(one)), options.runs)))
+        return 0
     try:
-        train(load_config(files, overrides), options.runs)
+        train(load_config(*_experiment(options.words)), options.runs)
     except Stopped as stopped:
         dist.shutdown()
         code = _leave(stopped.code)
@@ -298,6 +319,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _translate(options: argparse.Namespace) -> int:
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(_leave(75)))  # until `translate` listens: nothing to save yet
     from da.engine.stop import Stopped
     from da.translate import translate
 

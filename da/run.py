@@ -41,6 +41,7 @@ from da.nets.weights import load_modules
 from da.trainers import base
 
 FINAL_METRICS = ("val/mIoU19", "val/mIoU16", "val/mIoU13")  # columns of TensorBoard's HParams tab
+UNTRAINED = "its segmenter is untrained (init: null), so its scores say nothing; look at the pictures"
 EVALUATION_KEYS = ("data.val.", "data.workers", "eval.", "run.device", "run.precision", "run.pictures")
 
 
@@ -84,7 +85,7 @@ def train(config: base.Experiment, runs: Path) -> Path:
 
 def _train(config: base.Experiment, where: Path, device: torch.device, stop: StopRequests) -> None:
     if dist.is_main():
-        run_files.claim(where, config)
+        run_files.claim(where, config, _inputs(config))
     dist.barrier()
     summary = run_files.read_summary(where)
     if summary:
@@ -96,7 +97,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
 
     began = time.time()
     trainer = base.build(config)
-    say(trainer.segmenter.load_report.text())
+    say(trainer.segmenter.load_report.text() if trainer.judged else f"{where}: {UNTRAINED}")
     if config.init and not checkpoint.find_last(where / "checkpoints"):
         _initialise(trainer, config.init)
     stepper = make_stepper(trainer, config, device)
@@ -115,7 +116,8 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
             raise UserError(f"data.val: no pixel of {of.dataset} {of.split} has a label; name a split with labels")
         if loop.log and limit is None:
             picture = visualize.grid(pictures, ("image", "prediction", "label", "entropy"))
-            loop.log.picture(step, "val/examples", picture)
+            if trainer.judged:
+                loop.log.picture(step, "val/examples", picture)
             if step == config.run.steps:
                 loop.log.result(step, hyperparameters(config), FINAL_METRICS)
         return {f"val/{name}": value for name, value in scores(counts, config.eval.classes).items()}
@@ -149,8 +151,21 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         )
     )
     if dist.is_main():
-        _finish(where, config, loop.best, time.time() - began)
+        _finish(where, config, loop.best, time.time() - began, {} if trainer.judged else {"note": UNTRAINED})
     dist.barrier()
+
+
+def _inputs(config: base.Experiment) -> dict[str, str]:
+    """Fingerprints of what earlier runs made for this one, as far as it is there: see `run_files.claim`."""
+    found = {}
+    if config.init:
+        with contextlib.suppress(UserError):  # gone or damaged: only a run that has yet to start needs it, and says so
+            modules = checkpoint.load(checkpoint_path(Path(config.init), "last"))["modules"]
+            found["init"] = checkpoint.fingerprint({k: v for k, v in modules.items() if k == "segmenter"})
+    if config.data.source.root != "miniature":
+        stamp = folders.read_stamp(resolve_root(config.data.source))
+        found |= {"data.source.root": stamp["weights"]} if "weights" in stamp else {}
+    return found
 
 
 def make_stepper(trainer: base.Trainer, config: base.Experiment, device: torch.device) -> Stepper:
@@ -213,7 +228,8 @@ def evaluate(
 
 def training_picture(stepper: Stepper, batch: Batch) -> np.ndarray:
     """The first source image with prediction and label, and below it the first target image with prediction and
-    entropy: (H, W, 3) uint8. For a method with `examples`: its rows of images, each above the predictions."""
+    entropy: (H, W, 3) uint8. For a method with `examples`: its rows of images, each above the predictions of a
+    trained segmenter."""
     stepper.eval()
     if rows := _example_rows(stepper, batch):
         return visualize.grid(rows, ("real", "translated", "cycled"))
@@ -235,12 +251,13 @@ def _example_rows(stepper: Stepper, batch: Batch) -> list[list[np.ndarray]]:
     with torch.no_grad(), stepper.autocast():
         for images in trainer.examples(batch.first().to(stepper.device)):
             rows.append([visualize.to_picture(quantise(image[0])) for image in images])
-            labels = [trainer.segmenter(image, "source").main[0].argmax(0) for image in images]
-            rows.append([visualize.colorize(label.to(torch.uint8)) for label in labels])
+            if trainer.judged:
+                labels = [trainer.segmenter(image, "source").main[0].argmax(0) for image in images]
+                rows.append([visualize.colorize(label.to(torch.uint8)) for label in labels])
     return rows
 
 
-def _finish(where: Path, config: base.Experiment, best: dict[str, Any], seconds: float) -> None:
+def _finish(where: Path, config: base.Experiment, best: dict[str, Any], seconds: float, note: dict[str, str]) -> None:
     """Write `summary.json`, last of all: its presence means that the run is finished."""
     lines = [json.loads(line) for line in (where / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     last = [line for line in lines if "val/mIoU" in line][-1]
@@ -252,6 +269,7 @@ def _finish(where: Path, config: base.Experiment, best: dict[str, Any], seconds:
         "scores": {tag.removeprefix("val/"): v for tag, v in last.items() if tag.startswith("val/")},
         "best": best,
         "seconds_since_last_start": round(seconds, 1),
+        **note,
     }
     run_files.write_text(where / "summary.json", json.dumps(summary, indent=2) + "\n")
     _tell(where, summary)
@@ -259,8 +277,11 @@ def _finish(where: Path, config: base.Experiment, best: dict[str, Any], seconds:
 
 def _tell(where: Path, summary: dict[str, Any]) -> None:
     best = summary["best"]
-    say(table([summary]))
-    say(f"best on validation: {best['val/mIoU']:.2f} at step {best['step']} (chosen with target labels)")
+    if "note" in summary:
+        say(f"{summary['run']}: {summary['note']}")
+    else:
+        say(table([summary]))
+        say(f"best on validation: {best['val/mIoU']:.2f} at step {best['step']} (chosen with target labels)")
     say(f"pictures and curves: tensorboard --logdir {where.parent} (runs side by side: tab Custom Scalars)")
 
 
@@ -311,13 +332,25 @@ def checkpoint_path(run: Path, which: str) -> Path:
     return found
 
 
-def restore(path: Path, overrides: Sequence[str] = ()) -> tuple[base.Experiment, base.Trainer, int]:
-    """Configuration, trainer and step of a checkpoint; overrides may change how it is evaluated, not what it is."""
+def restore(
+    path: Path, overrides: Sequence[str] = (), command: str = "evaluate", keys: Sequence[str] = EVALUATION_KEYS
+) -> tuple[base.Experiment, base.Trainer, int]:
+    """Configuration, trainer and step of a checkpoint.
+
+    Args:
+        path: checkpoint file.
+        overrides: settings that `command` changes: how the run is used, not what it is.
+        command: who asks, for the error.
+        keys: what overrides may begin with.
+
+    Raises:
+        UserError: no such checkpoint, or an override of something else.
+    """
     state = checkpoint.load(path)
     tree = read_tree((), overrides)
-    fixed = [key for key in flatten(tree.values) if not key.startswith(EVALUATION_KEYS)]
+    fixed = [key for key in flatten(tree.values) if not key.startswith(tuple(keys))]
     if fixed:
-        raise UserError(f"{', '.join(fixed)}: part of the run; evaluate can change {', '.join(EVALUATION_KEYS)}")
+        raise UserError(f"{', '.join(fixed)}: part of the run; {command} can change {', '.join(keys)}")
     if "config" not in state:
         raise UserError(f"{path}: not a checkpoint of a run (no `config` in it)")
     stored = Tree()

@@ -1,6 +1,5 @@
 """A source data set in the style of the target: every image through a trained generator, labels as they are."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,10 +18,10 @@ from torchvision.transforms.v2 import functional as F
 
 from da.config import UserError
 from da.data import folders
-from da.data.folders import Sample
+from da.data.folders import STAMP, Sample
 from da.data.loaders import Loaded, plain_images, resolve_root, workers_watched
 from da.data.transforms import DomainConfig
-from da.engine import dist, run_files
+from da.engine import checkpoint, dist, lock, run_files
 from da.engine.log import bar, say
 from da.engine.stepper import Stepper
 from da.engine.stop import StopRequests, seconds
@@ -30,7 +29,8 @@ from da.nets.generator import quantise
 from da.run import checkpoint_path, make_stepper, restore
 from da.trainers import base
 
-STAMP = "translation.json"  # what the pictures were made from; part of the finished data root
+KEYS = ("data.source.root", "data.workers", "run.device", "run.precision", "run.time_limit")  # that may change here
+LIST_BYTES = 4 * 2**20  # larger text files beside the image folders are no lists of names
 
 
 @workers_watched()
@@ -38,33 +38,38 @@ def translate(run: Path, out: Path, overrides: Sequence[str], batch: int, agreem
     """Write the translated copy of a run's source split to `out`, a data root in the source's own layout.
 
     Pictures keep their names and their sizes (a source with a training `size` is translated at that size and brought
-    back); labels are linked, other files of the root (split lists) copied. All is written to `<out>.partial`, which
-    is renamed when complete: a killed call is continued by the next, and `out` is never half there.
+    back); labels are linked, split lists copied. All is written to `<out>.partial`, which is renamed when complete: a
+    killed call is continued by the next, and `out` is never half there.
 
     Args:
         run: run folder or checkpoint of a method with a generator.
         out: the data root to make; a finished one from the same weights is left alone.
-        overrides: settings of the run that may change here (device, precision, workers).
+        overrides: settings of the run that may change here, see `KEYS`.
         batch: images of equal size that go through the generator at a time.
         agreement: also report the share of pixels of the whole set that the run's segmenter labels alike in image and
             stored translation.
 
     Raises:
-        UserError: the method has no generator, or `out` holds something else.
+        UserError: the method has no generator, `out` holds something else or is being written by another call, or
+            `agreement` is asked for without a trained segmenter.
         Stopped: asked to stop by a signal or `run.time_limit`; what is written stays.
     """
     path = checkpoint_path(run, "last")
-    config, trainer, step = restore(path, overrides)
+    config, trainer, step = restore(path, overrides, "translate", KEYS)
     stepper = make_stepper(trainer, config, dist.pick_device(config.run.device))
     stepper.eval()
     with torch.no_grad():
         trainer.translate(torch.zeros(1, 3, 64, 64, device=stepper.device))  # has the method a generator at all?
+    if agreement and not trainer.judged:
+        raise UserError(f"--agreement: leave it out; {run} has no trained segmenter to label the pictures (init: null)")
+    if run.is_dir() and not run_files.read_summary(run):
+        say(f"{run} is not finished: translating with its weights of step {step} of {config.run.steps}")
     source = config.data.source
     root = resolve_root(source)
     stamp = {
         "run": run.resolve().name,
         "step": step,
-        "weights": _fingerprint(trainer),
+        "weights": checkpoint.fingerprint({name: m.state_dict() for name, m in trainer.modules.items()}),
         "precision": config.run.precision,
         "source": source.model_dump(mode="json", include={"dataset", "root", "split", "size"}),
     }
@@ -76,16 +81,17 @@ def translate(run: Path, out: Path, overrides: Sequence[str], batch: int, agreem
             say(f"{out} is complete; delete it to translate again")
         else:
             partial = out.with_name(out.name + ".partial")
-            if partial.exists() and any(partial.iterdir()):
-                _require_same(partial, stamp)
-            partial.mkdir(parents=True, exist_ok=True)
-            run_files.write_text(partial / STAMP, json.dumps(stamp, indent=2) + "\n")
-            _share_the_rest(root, partial, samples)
-            left = [sample for sample in samples if not _copy_of(sample.image, root, partial).exists()]
-            say(f"translating {len(left)} of {len(samples)} images of {root} with {path} on {stepper.device}")
-            todo = plain_images(left, config.data.workers)
-            _translate_all(stepper, todo, source, root, partial, batch, stop)
-            os.replace(partial, out)
+            with lock.held(partial, "name another folder"):
+                if any(path.suffix not in (".writing", ".lock") for path in partial.iterdir()):
+                    _require_same(partial, stamp)
+                run_files.write_text(partial / STAMP, json.dumps(stamp, indent=2) + "\n")
+                _share_the_rest(root, partial, samples, source.split)
+                left = [sample for sample in samples if not _copy_of(sample.image, root, partial).exists()]
+                say(f"translating {len(left)} of {len(samples)} images of {root} with {path} on {stepper.device}")
+                todo = plain_images(left, config.data.workers)
+                _translate_all(stepper, todo, source, root, partial, batch, stop)
+                os.replace(partial, out)
+                (out / "run.lock").unlink(missing_ok=True)
             say(f"{out} is complete; python -m da data check {out} --as {source.dataset}")
         if agreement:
             share = _agreement(stepper, samples, source, root, out, config.data.workers, stop)
@@ -172,8 +178,8 @@ def _write(path: Path, picture: np.ndarray) -> None:
     os.replace(aside, path)
 
 
-def _share_the_rest(root: Path, out: Path, samples: list[Sample]) -> None:
-    """Make the folders, link the labels, copy what lies beside the image folders (split lists)."""
+def _share_the_rest(root: Path, out: Path, samples: list[Sample], split: str) -> None:
+    """Make the folders, link the labels, copy the split lists: GTA5's own, small text files, and the one in use."""
     for sample in samples:
         _copy_of(sample.image, root, out).parent.mkdir(parents=True, exist_ok=True)
         if sample.label is None:
@@ -185,27 +191,20 @@ def _share_the_rest(root: Path, out: Path, samples: list[Sample]) -> None:
             link.symlink_to(sample.label.resolve())
         except OSError:  # a file system without links
             shutil.copy2(sample.label, link)
-    for path in root.iterdir():
-        if path.is_file() and path.name != STAMP:
-            shutil.copy2(path, out / path.name)
+    texts = [path for path in root.glob("*.txt") if path.stat().st_size < LIST_BYTES]
+    for path in (root / "split.mat", root / split, *texts):
+        if path.is_file() and path.is_relative_to(root):
+            _copy_of(path, root, out).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, _copy_of(path, root, out))
 
 
 def _copy_of(path: Path, root: Path, out: Path) -> Path:
     return out / path.relative_to(root)
 
 
-def _fingerprint(trainer: base.Trainer) -> str:
-    """Hash of all weights: two translations are the same if their weights are."""
-    digest = hashlib.sha256()
-    for module in trainer.modules.values():
-        for tensor in module.state_dict().values():
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _require_same(folder: Path, stamp: dict[str, Any]) -> None:
-    path = folder / STAMP
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    if found != stamp:
-        what = f"translations by {found['run']} at step {found['step']}" if found else "something else"
+    """The run's name does not count: the same weights go by several."""
+    found = folders.read_stamp(folder)
+    if found | {"run": None} != stamp | {"run": None}:
+        what = f"translations by {found.get('run')} at step {found.get('step')}" if found else "something else"
         raise UserError(f"{folder} holds {what}, not what this call would write; delete it or name another folder")

@@ -6,10 +6,14 @@
 #   sbatch --gpus-per-node=4 launch/gta2city_cycada.sh [...]     from the project folder
 #
 #   GTA5_ROOT, CITYSCAPES_ROOT   the data; without them the miniature runs
-#   GPUS=4                       processes, one per GPU
+#   GPUS=4                       processes, one per GPU; with several, cycada_pixel gets one image for each
+#                                (data.batch_size) unless you give it a batch size
+#   RUNS=runs/other              folder of all runs; a chain with other settings needs another one
 #   STAGE                        source_only, cycada_pixel, cycada_pixel_segmenter, cycada_feature,
 #                                cycada_feature_only or oracle: a setting for that stage alone, for example
 #                                cycada_pixel:method.lambda_sem=0
+#
+# The oracle's source is the target's data set: data.source.* reaches it only as oracle:data.source.*.
 #SBATCH --job-name=gta2city_cycada
 #SBATCH --nodes=1 --ntasks-per-node=1 --cpus-per-task=8
 #SBATCH --time=24:00:00
@@ -21,46 +25,72 @@ here=$(dirname "$0")
 [ -e "$here/lib.sh" ] || { echo "error: no launch/lib.sh in $PWD; submit from the project folder" >&2; exit 2; }
 source "$here/lib.sh"
 
-seed=0
+stages="source_only cycada_pixel cycada_pixel_segmenter cycada_feature cycada_feature_only oracle"
+seed=0 batch=""
+refuse() { echo "error: $*" >&2; exit 2; }
 for word in "$@"; do
-  case $word in seed=*) seed=${word#seed=} ;; esac
+  key=${word%%=*} name=""
+  [[ $key != *:* ]] || { name=${key%%:*} key=${key#*:}; }
+  [[ -z $name || " $stages " == *" $name "* ]] || refuse "$word: no stage $name; stages: $stages"
+  case $name:$key in
+    *:name | *:experiment) refuse "$word: the stages find each other by name; for another chain set RUNS=another/folder" ;;
+    :seed) seed=${word#*=} ;;
+    *:seed) refuse "$word: all stages share one seed; give it as ${word#*:}" ;;
+    source_only:init) ;;
+    *:init) refuse "$word: the chain sets what a stage starts from; only source_only:init=... is free" ;;
+    cycada_pixel_segmenter:data.source.root | cycada_feature:data.source.root)
+      refuse "$word: the chain trains this stage on the translations; leave it out" ;;
+    :data.batch_size | cycada_pixel:data.batch_size) batch=$word ;;
+  esac
 done
+words=("$@")
+if [ "$((NODES * GPUS))" -gt 1 ] && [ -z "$batch" ]; then
+  words+=("cycada_pixel:data.batch_size=$((NODES * GPUS))")
+  echo "cycada_pixel: data.batch_size=$((NODES * GPUS)), an image for each process (its recipe's batch is 1)"
+fi
 table=$(choose_table gta2city "GTA5_ROOT CITYSCAPES_ROOT")
 
 run() { # run NAME: the folder of a stage's run
   echo "$RUNS/$table/$1-seed$seed"
 }
 
-stage() { # stage NAME [setting ...]: train one stage with the caller's settings, then the chain's own
-  local name=$1 word settings=()
-  shift
+translated=$(run cycada_pixel)/translated
+
+read_settings() { # read_settings NAME: into `settings`, the caller's for one stage, then the chain's own
+  local word
+  settings=()
   for word in ${words[@]+"${words[@]}"}; do
     case ${word%%=*} in
-      "$name":*) settings+=("${word#*:}") ;;
+      "$1":*) settings+=("${word#*:}") ;;
       *:*) ;; # another stage's
+      data.source | data.source.*) [ "$1" = oracle ] || settings+=("$word") ;;
       *) settings+=("$word") ;;
     esac
   done
-  echo "== $name"
-  run_experiment "$table" "$name" ${settings[@]+"${settings[@]}"} "$@"
+  case $1 in
+    cycada_pixel | cycada_feature_only) settings+=("init=$(run source_only)") ;;
+    cycada_pixel_segmenter) settings+=("data.source.root=$translated") ;;
+    cycada_feature) settings+=("init=$(run cycada_pixel_segmenter)" "data.source.root=$translated") ;;
+  esac
 }
 
-words=("$@")
-stages="source_only cycada_pixel cycada_pixel_segmenter cycada_feature cycada_feature_only oracle"
-for word in "$@"; do
-  name=${word%%=*}
-  [[ "$name" != *:* || " $stages " == *" ${name%%:*} "* ]] || {
-    echo "error: $word: no stage ${name%%:*}; stages: $stages" >&2
-    exit 2
-  }
+check=()
+for name in $stages; do
+  read_settings "$name"
+  check+=("experiments/$table/$name.yaml" ${settings[@]+"${settings[@]}"} ",")
 done
-translated=$(run cycada_pixel)/translated
-stage source_only
-stage cycada_pixel "init=$(run source_only)"
-run_alone translate "$(run cycada_pixel)" "$translated"
-stage cycada_pixel_segmenter "data.source.root=$translated"
-stage cycada_feature "init=$(run cycada_pixel_segmenter)" "data.source.root=$translated"
-stage cycada_feature_only "init=$(run source_only)"
-stage oracle
+run_alone train --check --runs "$RUNS" "${check[@]}"
+
+for name in $stages; do
+  echo "== $name"
+  read_settings "$name"
+  run_experiment "$table" "$name" ${settings[@]+"${settings[@]}"}
+  [ "$name" = cycada_pixel ] || continue
+  limit=()
+  for word in ${settings[@]+"${settings[@]}"}; do
+    case $word in run.time_limit=*) limit=("$word") ;; esac
+  done
+  run_alone translate "$(run cycada_pixel)" "$translated" ${limit[@]+"${limit[@]}"}
+done
 "$PYTHON" -m da evaluate "$(run source_only)" "$(run cycada_feature_only)" "$(run cycada_pixel_segmenter)" \
   "$(run cycada_feature)" "$(run oracle)"

@@ -6,9 +6,14 @@
 # starts one torchrun on each node. SIGTERM, SIGINT and SIGUSR1 save the run and stop it, see `launch`.
 
 set -euo pipefail
+for word in "$@"; do # --help prints the script's own header
+  case $word in -h | --help) sed -n '2,${/^#SBATCH/d; /^#/!q; s/^# \{0,1\}//p;}' "$0" && exit ;; esac
+done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-1}}   # processes on each machine, one per GPU
+NODES=1                                  # machines of this job
+[ -z "${SLURM_JOB_ID:-}" ] || NODES=${SLURM_NNODES:-1}
 RUNS=${RUNS:-runs}                       # folder of all runs
 RESTARTS=${RESTARTS:-3}                  # how often torchrun starts crashed processes again
 DA_STARTED=$(date +%s)                   # run.time_limit counts from here
@@ -61,24 +66,23 @@ run_experiment() {
 # train_file FILE.yaml [section.key=value ...]
 # Returns what `run_on` returns.
 train_file() {
-  local nodes=1 id
+  local id
   id=$(basename "$1" .yaml)-${SLURM_JOB_ID:-$(date +%Y%m%d-%H%M%S)-$$}
   local command=("$PYTHON" -m da train "$1" --runs "$RUNS" "${@:2}")
-  [ -z "${SLURM_JOB_ID:-}" ] || nodes=${SLURM_NNODES:-1}
   unset DA_STOP_FILE
-  if [ "$((nodes * GPUS))" -gt 1 ]; then
+  if [ "$((NODES * GPUS))" -gt 1 ]; then
     mkdir -p "$RUNS/logs"
     # shellcheck disable=SC2016  # torchrun fills in the rank
     export DA_STOP_FILE="$RUNS/logs/$id.stop" TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='[${rank}] '
     # Else torchrun keeps one store over its restarts, and gloo looks for processes that are dead.
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     rm -f "$DA_STOP_FILE"
-    local agent=("$PYTHON" -m torch.distributed.run "--nnodes=$nodes" "--nproc-per-node=$GPUS" "--rdzv-id=$id"
+    local agent=("$PYTHON" -m torch.distributed.run "--nnodes=$NODES" "--nproc-per-node=$GPUS" "--rdzv-id=$id"
       "--rdzv-backend=c10d" "--rdzv-endpoint=$(first_node):$(free_port)" "--max-restarts=$RESTARTS"
       "--log-dir=$RUNS/logs" --tee=3)
     command=("${agent[@]}" "${command[@]:1}")
   fi
-  run_on "$nodes" "${command[@]}"
+  run_on "$NODES" "${command[@]}"
 }
 
 # run_alone COMMAND ...

@@ -1,7 +1,9 @@
 """Commands as a user types them: what they print, what they leave, and one clear line with exit code 2."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -154,6 +156,38 @@ def test_run_can_start_from_another_run(command, capsys, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a if k.endswith("weight"))
 
 
+def test_a_run_made_from_older_weights_is_not_taken_for_finished(command, capsys, tmp_path, gta5_root):
+    """Neither from a segmenter nor from translations that have been made anew; without them it may stay."""
+    (gta5_root / "translation.json").write_text('{"weights": "old"}')
+    assert main(command) == 0
+    run = tmp_path / "runs/mini/source_only-seed0"
+    second = [*command, "name=second", f"init={run}", "run.steps=1"]
+    assert main(second) == 0
+    assert main(second) == 0
+    shutil.rmtree(run)
+    assert main(second) == 0
+    assert main([*command, "method.lr=0.01"]) == 0
+    error = fails(capsys, *second)
+    assert f"second-seed0 was made from another state of init {run} (weights " in error
+    assert "delete the folder" in error
+    (gta5_root / "translation.json").write_text('{"weights": "new"}')
+    assert f"another state of data.source.root {gta5_root} (weights old, now new)" in fails(
+        capsys, *command, "method.lr=0.01"
+    )
+    (tmp_path / "runs/mini/second-seed0/inputs.json").unlink()  # as an older run
+    assert main(second) == 0
+
+
+def test_a_full_disk_while_translating_speaks_of_no_checkpoint(capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "out/images/00001.png")
+
+    monkeypatch.setattr("da.translate.translate", full)
+    error = fails(capsys, "translate", "run", "out")
+    assert "out/images/00001.png: No space left on device; what was saved before is kept" in error
+    assert "checkpoint" not in error
+
+
 def test_a_compiled_run_trains_the_same_network(command, tmp_path, monkeypatch):
     """Traced and compiled by torch, but with its plain operations behind, which need no compiler and few seconds."""
     assert main([*command, "name=plain"]) == 0
@@ -185,6 +219,16 @@ def test_settings_that_cannot_work(command, capsys):
     assert "run.log_every" in fails(capsys, *command, "run.log_every=0")
     if not torch.cuda.is_available():
         assert "run.device" in fails(capsys, *command, "run.device=cuda")
+
+
+def test_check_finds_mistakes_and_trains_nothing(command, tmp_path, capsys):
+    _, *words, runs, folder = command
+    check = ["train", "--check", runs, folder, *words]
+    assert main([*check, "seed=3", ",", MINI, "name=other"]) == 0
+    names = ("source_only-seed3", "other-seed0")
+    assert capsys.readouterr().out.split() == [str(tmp_path / "runs/mini" / name) for name in names]
+    assert "did you mean 'steps'" in fails(capsys, *check, ",", MINI, "run.stepz=4")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_date_is_a_fine_name(command, tmp_path):

@@ -68,13 +68,20 @@ def test_two_processes_say_a_mistake_once(mistake, said, tmp_path, gta5_root, ci
     assert "died" not in done.stdout  # not tried again
 
 
+def oracle(cityscapes_root) -> list[str]:
+    return [f"oracle:data.source.root={cityscapes_root}", "oracle:data.source.crop=[64, 48]"]
+
+
 def test_cycada_runs_stage_by_stage_and_skips_what_is_finished(tmp_path, gta5_root, cityscapes_root):
-    settings = [*overrides(gta5_root, cityscapes_root), f"oracle:data.source.root={cityscapes_root}", "seed=3"]
+    """In two processes, and with a batch for them at each stage, also where its recipe's is 1."""
+    settings = [word for word in overrides(gta5_root, cityscapes_root) if not word.startswith("data.batch_size")]
+    settings += [*oracle(cityscapes_root), "seed=3", "run.time_limit=1d"]
     settings += ["cycada_pixel:method.blocks=1", "cycada_pixel:method.width=8"]
     tables = []
     for _ in range(2):
-        done = launch("gta2city_cycada.sh", *settings, RUNS=str(tmp_path / "runs"))
+        done = launch("gta2city_cycada.sh", *settings, RUNS=str(tmp_path / "runs"), GPUS="2")
         assert done.returncode == 0, done.stderr
+        assert "cycada_pixel: data.batch_size=2, an image for each process" in done.stdout
         tables.append(done.stdout[done.stdout.rindex("mIoU19") :])
     assert tables[0] == tables[1]
     assert "is complete; delete it to translate again" in done.stdout
@@ -89,13 +96,14 @@ def test_cycada_runs_stage_by_stage_and_skips_what_is_finished(tmp_path, gta5_ro
     for name in stages:
         assert (tmp_path / f"runs/mini/{name}-seed3/summary.json").exists()
     translated = tmp_path / "runs/mini/cycada_pixel-seed3/translated"
-    for name, root in (("cycada_feature", translated), ("cycada_feature_only", gta5_root)):
+    sources = {"cycada_feature": translated, "cycada_feature_only": gta5_root, "oracle": cityscapes_root}
+    for name, root in sources.items():
         config = (tmp_path / f"runs/mini/{name}-seed3/config.yaml").read_text()
         assert f"root: {root}" in config
 
 
 def test_cycada_killed_in_each_stage_ends_with_the_same_table(tmp_path, gta5_root, cityscapes_root):
-    settings = [*overrides(gta5_root, cityscapes_root), f"oracle:data.source.root={cityscapes_root}"]
+    settings = [*overrides(gta5_root, cityscapes_root), *oracle(cityscapes_root)]
     settings += ["cycada_pixel:method.blocks=1", "cycada_pixel:method.width=8", "run.steps=8"]
     straight = launch("gta2city_cycada.sh", *settings, RUNS=str(tmp_path / "straight"))
     assert straight.returncode == 0, straight.stderr
@@ -123,7 +131,30 @@ def test_cycada_killed_in_each_stage_ends_with_the_same_table(tmp_path, gta5_roo
     assert tables[0] == tables[1]
 
 
-def test_cycada_refuses_a_stage_that_does_not_exist(tmp_path):
-    done = launch("gta2city_cycada.sh", "cycada_pixl:run.steps=1", RUNS=str(tmp_path))
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        ("cycada_pixl:run.steps=1", "no stage cycada_pixl"),
+        ("name=other", "RUNS=another/folder"),
+        ("oracle:experiment=other", "RUNS=another/folder"),
+        ("oracle:seed=1", "give it as seed=1"),
+        ("cycada_feature:init=null", "only source_only:init=... is free"),
+        ("cycada_feature:data.source.root=/data", "on the translations"),
+        ("oracle:run.stepz=4", "did you mean 'steps'"),
+    ],
+)
+def test_cycada_refuses_a_mistake_before_the_first_stage(mistake, said, tmp_path):
+    done = launch("gta2city_cycada.sh", mistake, RUNS=str(tmp_path / "runs"))
     assert done.returncode == 2
-    assert "no stage cycada_pixl" in done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "error: " in line)
+    assert said in line
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (REPOSITORY / "launch").glob("gta2city_*.sh")))
+def test_help_is_the_header(script):
+    done = launch(script, "--help")
+    assert done.returncode == 0
+    assert done.stdout.count(f"  bash launch/{script} [") == 1
+    assert "GPUS=4" in done.stdout
+    assert "#" not in done.stdout + done.stderr

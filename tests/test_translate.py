@@ -1,6 +1,7 @@
 """A translated data set is an ordinary data root, whole or not there."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,22 +20,24 @@ from da.config import UserError
 from da.data import gta5
 from da.data.check import check_root
 from da.data.loaders import plain_images
+from da.engine import lock
 from da.engine.stop import StopRequests
 from da.nets.generator import quantise
 from da.run import make_stepper, restore, train
 from da.translate import translate
 
+SMALL = (
+    "method.blocks=1",
+    "method.width=8",
+    "run.steps=1",
+    "data.source.size=[40, 36]",
+    "data.source.crop=[36, 32]",
+)
+
 
 @pytest.fixture
 def run(tmp_path, gta5_root, cityscapes_root):
-    small = (
-        "method.blocks=1",
-        "method.width=8",
-        "run.steps=1",
-        "data.source.size=[40, 36]",
-        "data.source.crop=[36, 32]",
-    )
-    return train(tiny("cycada_pixel", gta5_root, cityscapes_root, *small), tmp_path / "runs")
+    return train(tiny("cycada_pixel", gta5_root, cityscapes_root, *SMALL), tmp_path / "runs")
 
 
 def test_gives_a_data_root_with_the_sources_names_sizes_and_labels(run, tmp_path, gta5_root):
@@ -51,15 +54,23 @@ def test_gives_a_data_root_with_the_sources_names_sizes_and_labels(run, tmp_path
     assert json.loads((out / "translation.json").read_text())["step"] == 1
 
 
-def test_labels_are_links_and_split_files_come_along(run, tmp_path, gta5_root):
-    (gta5_root / "list.txt").write_text("00001\n")
-    out = tmp_path / "translated"
-    (tmp_path / "translated.partial").mkdir()  # as a call leaves that was killed at once
+def test_labels_are_links_and_split_files_come_along(tmp_path, gta5_root, cityscapes_root):
+    texts = {"list.txt": "00001\n", "lists/train.txt": "00004\n00002\n"}
+    for name, text in (texts | {"images.zip": "large"}).items():
+        (gta5_root / name).parent.mkdir(exist_ok=True)
+        (gta5_root / name).write_text(text)
+    config = tiny("cycada_pixel", gta5_root, cityscapes_root, *SMALL, "data.source.split=lists/train.txt")
+    run, out = train(config, tmp_path / "runs"), tmp_path / "translated"
+    (tmp_path / "translated.partial").mkdir()
+    (tmp_path / "translated.partial/translation.json.writing").touch()  # as a call leaves that was killed at once
     translate(run, out, (), batch=4, agreement=False)
-    for old, new in zip(gta5.index(gta5_root, "all"), gta5.index(out, "all")):
+    before, after = (gta5.index(root, "lists/train.txt") for root in (gta5_root, out))
+    assert [sample.name for sample in after] == ["00004", "00002"]
+    for old, new in zip(before, after):
         assert new.label.is_symlink()
         assert new.label.resolve() == old.label.resolve()
-    assert (out / "list.txt").read_text() == "00001\n"
+    assert {name: (out / name).read_text() for name in texts} == texts
+    assert {path.name for path in out.iterdir()} == {"images", "labels", "lists", "list.txt", "translation.json"}
 
 
 def test_agreement_is_that_of_the_whole_stored_set_also_later(run, tmp_path, capsys):
@@ -139,7 +150,7 @@ def test_a_killed_call_goes_on_and_a_finished_one_is_left_alone(run, tmp_path, m
     translate(run, out, (), batch=1, agreement=False)
     count = len(gta5.index(gta5_root, "all"))
     assert len(written) == len(set(written)) == count
-    translate(run, out, (), batch=1, agreement=False)
+    translate(run / "checkpoints/last.pt", out, (), batch=1, agreement=False)  # the same weights by another name
     assert len(written) == count
 
 
@@ -148,6 +159,53 @@ def test_refuses_a_folder_of_something_else(run, tmp_path, gta5_root, cityscapes
     out.mkdir()
     with pytest.raises(UserError, match="holds something else"):
         translate(run, out, (), batch=1, agreement=False)
+    (out / "translation.json").write_text('{"run": ')
+    with pytest.raises(UserError, match=r"translation\.json: damaged"):
+        translate(run, out, (), batch=1, agreement=False)
     source_only = train(tiny("source_only", gta5_root, cityscapes_root, "run.steps=1"), tmp_path / "runs")
     with pytest.raises(UserError, match="translates no images"):
         translate(source_only, tmp_path / "other", (), batch=1, agreement=False)
+
+
+def test_two_calls_do_not_write_to_one_folder(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.1)
+    code = f"import pathlib, sys; from da.engine import lock; held = lock.held(pathlib.Path({str(tmp_path)!r}, "
+    code += "'translated.partial')); held.__enter__(); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY
+    ) as first:
+        assert first.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=f"in use by process {first.pid} .* or name another folder"):
+            translate(run, tmp_path / "translated", (), batch=1, agreement=False)
+        first.kill()
+
+
+def test_says_which_step_and_takes_data_that_lie_elsewhere(run, tmp_path, gta5_root, capsys):
+    (run / "summary.json").unlink()
+    moved = shutil.move(gta5_root, tmp_path / "moved")
+    settings = [f"data.source.root={moved}", "run.time_limit=1h"]
+    translate(run, tmp_path / "translated", settings, batch=2, agreement=False)
+    assert "is not finished: translating with its weights of step 1 of 1" in capsys.readouterr().out
+    assert len(gta5.index(tmp_path / "translated", "all")) == 6
+    with pytest.raises(UserError, match=r"method\.lr: part of the run; translate can change data\.source\.root, "):
+        translate(run, tmp_path / "other", ["method.lr=1.0"], batch=2, agreement=False)
+
+
+def test_nothing_is_said_of_a_segmenter_that_nobody_trained(tmp_path, gta5_root, cityscapes_root, capsys):
+    alone = ("init=null", "method.lambda_sem=0", "name=cyclegan")
+    run = train(tiny("cycada_pixel", gta5_root, cityscapes_root, *SMALL, *alone), tmp_path / "runs")
+    out = capsys.readouterr().out
+    assert out.count("its segmenter is untrained (init: null)") == 2  # at the start and at the end
+    assert "mIoU19" not in out
+    assert "untrained" in json.loads((run / "summary.json").read_text())["note"]
+    with pytest.raises(UserError, match=r"--agreement: .* has no trained segmenter"):
+        translate(run, tmp_path / "translated", (), batch=2, agreement=True)
+    assert not (tmp_path / "translated.partial").exists()
+
+
+def test_sigusr1_while_it_starts_ends_it_with_75():
+    """Ignored until Python runs, as under the launch scripts; sent before anything heavy is loaded."""
+    code = "import os, signal, sys, da.cli; signal.signal(signal.SIGUSR1, signal.SIG_IGN); "
+    code += "da.cli._split = lambda words: os.kill(os.getpid(), signal.SIGUSR1) or ([], []); "
+    code += "sys.exit(da.cli.main(['translate', 'run', 'out']))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True).returncode == 75

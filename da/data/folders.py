@@ -13,13 +13,14 @@ PNG in silence). Everything else is read with Pillow, labels always: OpenCV lose
 
 import importlib
 import io
+import json
 import os
 import sys
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -30,6 +31,7 @@ from da.config import FOLDER_TREES, UserError
 
 T = TypeVar("T")
 UNKNOWN = 254  # mark inside look-up tables: neither a trainId nor IGNORE
+STAMP = "translation.json"  # in a translated data root: what its pictures were made from
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _PNG, _RGB_8 = b"\x89PNG\r\n\x1a\n", bytes([8, 2])  # signature; bit depth and colour type in the header
 # What Pillow raises on missing, truncated or damaged files, depending on where the damage lies.
@@ -60,6 +62,24 @@ def module_of(dataset: str) -> ModuleType:
 def wrong_root(root: Path, problem: str, variable: str) -> UserError:
     """The error for a data root that lacks something; `variable` names the tree in `FOLDER_TREES`."""
     return UserError(f"{root}: {problem}; expected a folder that holds  {FOLDER_TREES[variable]}")
+
+
+def read_stamp(root: Path) -> dict[str, Any]:
+    """What the translated data root `root` was made from; empty where it does not say.
+
+    Raises:
+        UserError: the file that says so is damaged.
+    """
+    path = root / STAMP
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged, so nobody knows what {root} was made from; delete {root}, translate again")
+    return found
 
 
 def files_in(folder: Path) -> set[str]:

@@ -8,13 +8,16 @@
 A file is a torch archive: its records carry CRC-32 sums, which `load` verifies before anything is used.
 """
 
+import hashlib
 import os
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from da.config import UserError
 
@@ -105,3 +108,12 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not {"modules", "step"} <= state.keys():
         raise UserError(f"{path}: not a checkpoint of this project (no `modules` and `step` in it)")
     return state
+
+
+def fingerprint(modules: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Hash of the weights and buffers of a checkpoint's `modules`: what is made from equal ones is equal."""
+    digest = hashlib.sha256()
+    for state in modules.values():
+        for tensor in state.values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

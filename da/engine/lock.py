@@ -25,8 +25,10 @@ SILENCE = 30.0  # seconds without a heartbeat after which an owner counts as dea
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, otherwise: str = "give this run its own name=... or seed=...") -> Iterator[None]:
     """Hold the lock of a run folder (main process only; the others wait for it at their next common call).
+
+    The folder may be renamed meanwhile; `run.lock` then stays in it.
 
     Raises:
         UserError: a living job holds it; the message names host, process, job and start.
@@ -36,7 +38,7 @@ def held(folder: Path) -> Iterator[None]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     path, me = folder / "run.lock", _me()
-    _take(path, me)
+    _take(path, me, otherwise)
     done = threading.Event()
     heart = threading.Thread(target=_beat, args=(path, me, done), daemon=True)
     heart.start()
@@ -78,7 +80,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         return {}
 
 
-def _take(path: Path, me: dict[str, Any]) -> None:
+def _take(path: Path, me: dict[str, Any], otherwise: str) -> None:
     while True:
         try:
             with open(path, "x", encoding="utf-8") as file:  # one process alone succeeds, on network file systems too
@@ -93,7 +95,7 @@ def _take(path: Path, me: dict[str, Any]) -> None:
             raise UserError(
                 f"{path.parent} is in use by process {owner.get('pid')} on {owner.get('host')} (job "
                 f"{owner.get('job') or 'none'}, started {owner.get('started')}); stop that one or wait for it, "
-                "or give this run its own name=... or seed=..."
+                f"or {otherwise}"
             )
         if _read(path) == owner:
             path.unlink(missing_ok=True)

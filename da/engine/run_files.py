@@ -1,29 +1,36 @@
-"""The run folder: the resolved configuration, the environment, and the summary that marks a finished run."""
+"""The run folder: the resolved configuration, what the run is made from, the environment, and the summary that marks a
+finished run."""
 
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from da.config import Section, Tree, UserError, check, difference, parse_yaml
+from da.config import Section, Tree, UserError, check, difference, flatten, parse_yaml
 
 # Keys that change how fast a run goes or where it runs, never what comes out of it.
 FREE_KEYS = ("data.workers: ", "run.device: ", "run.time_limit: ")
 
 
-def claim(folder: Path, config: Section) -> None:
-    """Write `config.yaml` into a new folder; in one that has checkpoints, require the same configuration.
+def claim(folder: Path, config: Section, inputs: Mapping[str, str]) -> None:
+    """Write `config.yaml` and `inputs.json` into a new folder; in one that has checkpoints, require the same ones.
 
     Keys that came after the folder was written have their default there.
 
+    Args:
+        inputs: fingerprints of what earlier runs made for this one, by the key that names it. Only those are compared
+            that exist now and did when the folder was written.
+
     Raises:
-        UserError: the folder holds a run of another configuration; the message shows the difference.
+        UserError: the folder holds a run of another configuration, or one made from other inputs; the message shows
+            the difference.
     """
     path = folder / "config.yaml"
     resolved = config.model_dump(mode="json")
@@ -34,9 +41,22 @@ def claim(folder: Path, config: Section) -> None:
                 f"{folder} holds a run of another configuration ({'; '.join(changed)}); "
                 "give the new run its own name=... or delete the folder"
             )
+        before = _read_inputs(folder)
+        for key in before.keys() & inputs.keys():
+            if before[key] != inputs[key]:
+                raise UserError(
+                    f"{folder} was made from another state of {key} {flatten(resolved)[key]} (weights {before[key]}, "
+                    f"now {inputs[key]}); delete the folder to make it anew, or give the new run its own name=..."
+                )
         return
     folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "inputs.json", json.dumps(inputs, indent=2) + "\n")
     write_text(path, yaml.safe_dump(resolved, sort_keys=False))
+
+
+def _read_inputs(folder: Path) -> dict[str, str]:
+    path = folder / "inputs.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _read(path: Path, like: Section) -> dict[str, Any]:

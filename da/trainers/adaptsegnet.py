@@ -39,7 +39,7 @@ class Config(base.SegmenterSGD):
     lambda_adv_aux: float = 2e-4  # 0 = single-level
     gan: GanKind = "vanilla"
     lr_d: NonNegativeFloat = 1e-4
-    betas_d: tuple[float, float] = (0.9, 0.99)
+    betas_d: base.Betas = (0.9, 0.99)
     # Ablation: the segmenter sees target images in training mode, so that its batch statistics follow the target,
     # and nothing else of the method happens.
     target_forward_only: bool = False

@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, NonNegativeFloat, create_model
@@ -29,6 +29,9 @@ from da.evaluation.infer import EvalConfig
 from da.labels import IGNORE
 from da.losses import upsampled_cross_entropy
 from da.nets.pspnet import PSPNet, PSPNetConfig, Scores
+
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+Betas = tuple[_Decay, _Decay]  # Adam's
 
 
 class SegmenterSGD(Section):
@@ -74,6 +77,7 @@ class Trainer(ABC):
     modules: dict[str, nn.Module]  # everything with weights or buffers; saved, restored, moved
     optimizers: dict[str, Optimizer]  # each parameter in exactly one group of one optimiser
     segmenter: PSPNet
+    judged: bool = True  # False: nobody trained the segmenter, its scores and predictions say nothing
     now: int = 0  # number of the current update, from 0; the engine sets it
     share: Tensor | float = 1.0  # of the current micro-batch, see `shares`; the engine sets it
 

@@ -21,7 +21,7 @@ so that validation says how well a translation keeps what the segmenter knows.
 Differs from the authors' code: they released the semantic term for digits only, with a classifier trained alongside
 and left out while its loss is above 1; here f_s is frozen (`init`), its doubtful pixels can be left out
 (`sem_confidence`), and the term warms in. Ground truth on the source side and the score distance of BDL (Li et al.,
-CVPR 2019) are settings; BDL weighs the distance 0.1 and takes it, ten times heavier, on reconstructions too.
+CVPR 2019) are settings; BDL weighs the distance 0.1, and takes it on reconstructions too, with a weight of 10.
 """
 
 from typing import Literal
@@ -56,7 +56,7 @@ class Config(Section):
     width: PositiveInt = 64  # channels of the first layer of all four networks
     upsampling: Upsampling = "transposed"  # `resize` leaves no checkerboard; transposed convolutions need long training
     lr: NonNegativeFloat = 2e-4
-    betas: tuple[float, float] = (0.5, 0.999)
+    betas: base.Betas = (0.5, 0.999)
 
 
 class Trainer(base.Trainer):
@@ -73,6 +73,7 @@ class Trainer(base.Trainer):
         self.g_st, self.g_ts = (Generator(m.blocks, m.width, m.upsampling) for _ in range(2))
         self.d_s, self.d_t = PatchDiscriminator(m.width), PatchDiscriminator(m.width)
         self.segmenter = PSPNet(config.model)  # f_s
+        self.judged = config.init is not None
         base.freeze([self.segmenter], True)
 
         self.modules = {"g_st": self.g_st, "g_ts": self.g_ts, "d_s": self.d_s, "d_t": self.d_t}

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from test_contract import backward, batch
 from tiny import tiny
 
 from da.config import UserError
 from da.evaluation import visualize
+from da.nets.generator import to_generator, to_unit
+from da.nets.pspnet import Scores
 from da.run import make_stepper, training_picture
 from da.trainers import base
 
@@ -41,7 +44,67 @@ def equal(a: list, b: list) -> bool:
     return all(x is y is None or (x is not None and y is not None and torch.equal(x, y)) for x, y in zip(a, b))
 
 
+def same(found: dict, wanted: dict) -> None:
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, msg=lambda text, name=name: f"{name}: {text}")
+
+
+class Known:
+    """`cycada_pixel` with networks so simple that its equations can be written down again."""
+
+    def __init__(self, trainer: base.Trainer) -> None:
+        one = torch.ones((), requires_grad=True)
+        weight = torch.randn(19, 3, 1, 1, generator=torch.Generator().manual_seed(1))
+        self.g_st = trainer.g_st.forward = lambda x: 0.5 * x * one
+        self.g_ts = trainer.g_ts.forward = lambda x: (0.9 * x + 0.1) * one
+        self.d_s = trainer.d_s.forward = lambda x: 2 * x[:, :1] * one
+        self.d_t = trainer.d_t.forward = lambda x: 3 * x[:, 1:2] * one
+        self.f_s = lambda x: F.conv2d(to_unit(x), weight)
+        self.pool_s = trainer.pool_s.exchange = lambda fakes: 0.7 * fakes.detach()
+        self.pool_t = trainer.pool_t.exchange = lambda fakes: 0.3 * fakes.detach()
+        trainer.segmenter.forward = trainer.segmenter.scores = lambda image, domain: Scores(
+            F.conv2d(image, weight), None
+        )
+
+
 class TestPixel:
+    def test_losses_are_the_equations_of_the_file(self, make):
+        trainer = make("cycada_pixel", "method.lambda_cyc=3.0", "method.lambda_idt=0.2", "method.lambda_sem=0.6")
+        n, given, losses = Known(trainer), batch(), []
+        scalars = trainer.step(given, losses.append)
+        x_s, x_t = (to_generator(image.float() / 255) for image in (given.src_image, given.tgt_image))
+        fake_t, fake_s = n.g_st(x_s), n.g_ts(x_t)
+        wanted = {
+            "loss/gan_st": (n.d_t(fake_t) - 1).square().mean(),
+            "loss/gan_ts": (n.d_s(fake_s) - 1).square().mean(),
+            "loss/cycle": (n.g_ts(fake_t) - x_s).abs().mean() + (n.g_st(fake_s) - x_t).abs().mean(),
+            "loss/identity": (n.g_st(x_t) - x_t).abs().mean() + (n.g_ts(x_s) - x_s).abs().mean(),
+            "loss/semantic": F.cross_entropy(n.f_s(fake_t), n.f_s(x_s).argmax(1))
+            + F.cross_entropy(n.f_s(fake_s), n.f_s(x_t).argmax(1)),
+            "loss/d_source": 0.5 * (n.d_s(x_s) - 1).square().mean() + 0.5 * n.d_s(n.pool_s(fake_s)).square().mean(),
+            "loss/d_target": 0.5 * (n.d_t(x_t) - 1).square().mean() + 0.5 * n.d_t(n.pool_t(fake_t)).square().mean(),
+            "agreement/st": (n.f_s(fake_t).argmax(1) == n.f_s(x_s).argmax(1)).float().mean(),
+            "agreement/ts": (n.f_s(fake_s).argmax(1) == n.f_s(x_t).argmax(1)).float().mean(),
+            "d/accuracy_source": 0.5 * (n.d_s(x_s) > 0.5).float().mean()
+            + 0.5 * (n.d_s(n.pool_s(fake_s)) <= 0.5).float().mean(),
+            "d/accuracy_target": 0.5 * (n.d_t(x_t) > 0.5).float().mean()
+            + 0.5 * (n.d_t(n.pool_t(fake_t)) <= 0.5).float().mean(),
+        }
+        assert scalars.keys() == wanted.keys()
+        same(scalars, wanted)
+        gan, cycle = wanted["loss/gan_st"] + wanted["loss/gan_ts"], wanted["loss/cycle"]
+        g = gan + 3.0 * (cycle + 0.2 * wanted["loss/identity"]) + 0.6 * wanted["loss/semantic"]
+        torch.testing.assert_close(losses, [g, wanted["loss/d_source"], wanted["loss/d_target"]])
+
+    def test_pictures_and_predictions_come_from_the_right_generator(self, make):
+        trainer = make("cycada_pixel")
+        n, given = Known(trainer), batch()
+        x_s, x_t = (to_generator(image.float() / 255) for image in (given.src_image, given.tgt_image))
+        torch.testing.assert_close(trainer.translate(to_unit(x_s)), to_unit(n.g_st(x_s)))
+        torch.testing.assert_close(trainer.predict(to_unit(x_t)), n.f_s(n.g_ts(x_t)))
+        rows = [(x_s, n.g_st(x_s), n.g_ts(n.g_st(x_s))), (x_t, n.g_ts(x_t), n.g_st(n.g_ts(x_t)))]
+        torch.testing.assert_close(trainer.examples(given), [tuple(map(to_unit, row)) for row in rows])
+
     def test_generators_and_discriminators_learn_apart(self, make):
         trainer = make("cycada_pixel")
         generators, discriminators = [trainer.g_st, trainer.g_ts], [trainer.d_s, trainer.d_t]
@@ -127,6 +190,13 @@ class TestPixel:
         with pytest.raises(UserError, match=named):
             make("cycada_pixel", *settings)
 
+    @pytest.mark.parametrize(
+        ("name", "setting"), [("cycada_pixel", "betas=[0.5, 1.0]"), ("adaptsegnet_multi", "betas_d=[-0.1, 0.99]")]
+    )
+    def test_refuses_impossible_decay_rates(self, make, name, setting):
+        with pytest.raises(UserError, match=r"method\.betas.*than.*; got"):
+            make(name, f"method.{setting}")
+
     def test_tensorboard_shows_each_picture_above_its_prediction(self, make, monkeypatch):
         trainer, seen = make("cycada_pixel"), []
         monkeypatch.setattr(visualize, "grid", lambda rows, titles: seen.extend(rows))
@@ -151,6 +221,26 @@ class TestPixel:
 
 
 class TestFeature:
+    def test_losses_are_the_equations_of_the_file(self, make):
+        settings = ("method.lambda_g=0.3", "method.lambda_d=0.7", "method.lambda_aux=0.4", "method.gate=0")
+        trainer = make("cycada_feature", *settings, "model.dropout=0.0")
+        d = trainer.d.forward = lambda h: torch.stack([h[:, 0], h[:, 1] + 1], 1).log_softmax(1)
+        given, losses = batch(), []
+        scalars = trainer.step(given, losses.append)
+        (h_s, _), (h_t, _) = (
+            trainer.represent(trainer.view(image), domain)
+            for image, domain in ((given.src_image, "source"), (given.tgt_image, "target"))
+        )
+        wanted = {
+            "loss/adv": -d(h_t)[:, 0].mean(),
+            "loss/d": -0.5 * d(h_s)[:, 0].mean() - 0.5 * d(h_t)[:, 1].mean(),
+            "d/accuracy_source": (d(h_s)[:, 0] > d(h_s)[:, 1]).float().mean(),
+            "d/accuracy_target": (d(h_t)[:, 1] > d(h_t)[:, 0]).float().mean(),
+        }
+        same(scalars, wanted)
+        seg = scalars["loss/seg"] + 0.4 * scalars["loss/seg_aux"]
+        torch.testing.assert_close(losses, [seg, 0.7 * wanted["loss/d"], 0.3 * wanted["loss/adv"]])
+
     @pytest.mark.parametrize("level", ["scores", "features"])
     def test_segmenter_and_discriminator_learn_apart(self, make, level):
         trainer = make("cycada_feature", f"method.discriminate={level}", "method.gate=0")
