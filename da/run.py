@@ -1,5 +1,6 @@
 """One run from its configuration to its summary, and what is made of its checkpoints."""
 
+import contextlib
 import hashlib
 import json
 import time

@@ -63,17 +63,28 @@ class ImagePool:
 
 
 class RunningMean:
-    """Mean of the last `length` values of a scalar, each averaged over the processes; stays on the device."""
+    """Mean of a scalar over the last updates; stays on the device.
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    Each update is shown the mean of those before it: all its micro-batches and processes see the same.
+
+    Args:
+        length: of the mean, in updates.
+        accumulate: values per update, one of each micro-batch.
+    """
+
+    def __init__(self, length: int, accumulate: int = 1) -> None:
+        self.length = length * accumulate
         self.values = torch.zeros(0)
+        self.update, self.mean = -1, torch.zeros(())
 
-    def add(self, value: Tensor) -> Tensor:
-        """Take in a 0-d value; returns the 0-d mean of the last `length` ones, this one included."""
+    def add(self, value: Tensor, update: int) -> Tensor:
+        """Take in a 0-d value of update number `update`; returns the 0-d mean over the updates before, at first 0."""
         value = dist.mean_over_ranks(value.detach().float().clone())
-        self.values = torch.cat([self.values.to(value.device), value[None]])[-self.length :]
-        return self.values.mean()
+        self.values = self.values.to(value.device)
+        if update != self.update:
+            self.update, self.mean = update, self.values.sum() / max(len(self.values), 1)
+        self.values = torch.cat([self.values, value[None]])[-self.length :]
+        return self.mean
 
     def state_dict(self) -> dict[str, Any]:
         return {"values": self.values}

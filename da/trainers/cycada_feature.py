@@ -13,7 +13,7 @@ image; f the segmenter; h(x) its scores, or the features they are made of; D the
     L_D   = 1/2 CE(D(h(x_s)), source) + 1/2 CE(D(h(x_t)), target)                   h detached
 
 f minimises L_seg + lambda_g L_adv, D minimises lambda_d L_D. L_adv counts only while D's accuracy, averaged over the
-last `gate_window` updates, is at least `gate`: a D that is no better than chance has nothing to teach.
+`gate_window` updates before, is at least `gate`: a D that is no better than chance has nothing to teach.
 
 Differs from the authors' code: the supervised step always runs, theirs waits for the gate, and a run whose gate
 stays shut for an epoch ends; f and D step together, theirs D, then f on the adversarial and f on the
@@ -66,7 +66,7 @@ class Trainer(base.Trainer):
             "segmenter": m.build(self.segmenter),
             "d": SGD(self.d.parameters(), lr=m.lr_d, momentum=m.momentum, weight_decay=m.weight_decay),
         }
-        self.accuracy = RunningMean(m.gate_window * config.run.accumulate)  # it is given each micro-batch's
+        self.accuracy = RunningMean(m.gate_window, config.run.accumulate)
         self.memory = {"accuracy": self.accuracy}
 
     def step(self, batch: Batch, backward: Backward) -> dict[str, Tensor]:
@@ -91,7 +91,8 @@ class Trainer(base.Trainer):
         scalars["d/accuracy_target"] = two_way_domain_accuracy(log_p_t, TARGET_DOMAIN)
 
         # f: target features should pass for source features, where D has something to teach
-        accuracy = self.accuracy.add(0.5 * (scalars["d/accuracy_source"] + scalars["d/accuracy_target"]))
+        right = 0.5 * (scalars["d/accuracy_source"] + scalars["d/accuracy_target"])
+        accuracy = self.accuracy.add(right, self.now)
         gate_open = (accuracy >= m.gate).float()
         base.freeze([self.d], True)
         loss_adv = two_way_domain_loss(self.d(h_t), SOURCE_DOMAIN)  # L_adv

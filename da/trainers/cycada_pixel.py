@@ -36,6 +36,7 @@ from da.config import Section, UserError
 from da.data.loaders import Batch
 from da.engine.history import ImagePool
 from da.engine.stepper import Backward
+from da.labels import IGNORE
 from da.losses import confident_labels, cross_entropy, real_loss, score_distance
 from da.nets.discriminator import PatchDiscriminator
 from da.nets.generator import Generator, Upsampling, to_generator, to_unit
@@ -136,7 +137,7 @@ class Trainer(base.Trainer):
             return score_distance(scores, wanted), agreement
         if label is None:
             label = confident_labels(wanted, self.method.sem_confidence)
-            return cross_entropy(scores, label), agreement
+            return (label != IGNORE).float().mean() * cross_entropy(scores, label), agreement  # mean over all pixels
         return self.share * cross_entropy(scores, label), agreement  # ground truth, with unlabelled pixels
 
     def segment(self, image: Tensor) -> Tensor:

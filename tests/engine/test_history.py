@@ -54,7 +54,13 @@ def test_pool_of_none_gives_back_what_it_gets_and_refuses_other_sizes():
 
 def test_running_mean_forgets_and_resumes():
     mean = RunningMean(3)
-    assert [float(mean.add(torch.tensor(v))) for v in (1.0, 3.0, 5.0, 7.0)] == [1.0, 2.0, 3.0, 5.0]
+    assert [float(mean.add(torch.tensor(v), t)) for t, v in enumerate((1.0, 3.0, 5.0, 7.0))] == [0.0, 1.0, 2.0, 3.0]
     again = RunningMean(3)
     again.load_state_dict(mean.state_dict())
-    assert float(again.add(torch.tensor(0.0))) == 4.0
+    assert float(again.add(torch.tensor(0.0), 4)) == 5.0
+
+
+def test_micro_batches_of_one_update_see_one_mean():
+    mean = RunningMean(2, accumulate=2)
+    shown = [float(mean.add(torch.tensor(float(v)), v // 2)) for v in range(8)]
+    assert shown == [0.0, 0.0, 0.5, 0.5, 1.5, 1.5, 3.5, 3.5]

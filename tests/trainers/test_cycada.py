@@ -259,9 +259,11 @@ class TestFeature:
 
     def test_gate_follows_the_window_and_is_logged(self, make):
         trainer = make("cycada_feature", "method.gate=0.5", "method.gate_window=2")
-        trainer.accuracy.add(torch.tensor(1.0))
+        assert trainer.step(batch(), backward)["d/gate"] == 0  # nothing is known of D yet
+        for update, accuracy in ((1, 0.1), (2, 0.9), (3, 0.3)):
+            trainer.accuracy.add(torch.tensor(accuracy), update)
+        trainer.now = 4
         scalars = trainer.step(batch(), backward)
-        now = 0.5 * (scalars["d/accuracy_source"] + scalars["d/accuracy_target"])
-        torch.testing.assert_close(scalars["d/accuracy"], 0.5 * (1 + now))
+        torch.testing.assert_close(scalars["d/accuracy"], torch.tensor(0.6))
         assert scalars["d/gate"] == 1
         assert len(trainer.memory["accuracy"].state_dict()["values"]) == 2
