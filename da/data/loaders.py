@@ -12,6 +12,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -193,6 +194,10 @@ def _stack(tensors: list[torch.Tensor], items: list[_Item]) -> torch.Tensor:
 WORKERS = multiprocessing.get_context("forkserver")
 WORKERS.set_forkserver_preload([__name__])
 
+# A signal to the whole job reaches the loading processes too, and the main process still needs them for the update it
+# finishes: they leave these to it.
+JOB_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+
 
 class Loaded(Generic[T]):
     """What a DataLoader yields, with the UserErrors that its workers met raised here, in the main process."""
@@ -212,18 +217,37 @@ class Loaded(Generic[T]):
         return len(self.loader)
 
     def __iter__(self) -> Iterator[T]:
-        for item in self.loader:
+        if self.loader.num_workers:
+            _start_servers()
+        items = iter(self.loader)
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except (ConnectionError, EOFError, FileNotFoundError) as error:
+                if str(error).startswith("Caught "):  # raised by the data set, in a living worker
+                    raise
+                raise RuntimeError("DataLoader worker was gone before its batch had come over") from error
             if isinstance(item, UserError):
                 raise item
             yield item
 
 
+def _start_servers() -> None:
+    """Start the processes that fork and clean up for workers, deaf to `JOB_SIGNALS`: they end with the main one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
+    resource_tracker.ensure_running()  # lets SIGTERM through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
+    forkserver.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(worker: int) -> None:
     """DataLoader limits torch to one thread in each worker; OpenCV is told here.
 
-    A signal to the whole job reaches the workers too, and the main process still needs them for the update it
-    finishes: they leave the signals to it. SIGTERM ends them half a minute later, if the main process has not. They end
-    with the main process also where it was killed: torch's own watch looks at the process that forked them.
+    SIGTERM ends a worker half a minute later, if the main process has not. It ends with the main process also where
+    that was killed: torch's own watch looks at the process that forked it.
     """
     tune()
     threading.Thread(target=_end_with_the_main_process, daemon=True).start()
@@ -231,6 +255,7 @@ def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, JOB_SIGNALS)
 
 
 def _end_with_the_main_process() -> None:

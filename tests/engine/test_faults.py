@@ -13,6 +13,8 @@ from runs import children
 from tiny import REPOSITORY, overrides
 
 from da.cli import main
+from da.config import UserError
+from da.data.loaders import Loaded, workers_watched
 from da.engine import checkpoint
 
 
@@ -64,9 +66,8 @@ def test_a_corrupt_last_checkpoint_is_named_and_the_one_before_it_continues(comm
 def loading(command, run):
     """A long run, after its first update, and the numbers of its data workers."""
     settings = ["data.workers=1", "run.steps=9999", "run.val_every=9999", "run.save_every=9999"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "da", *command, *settings], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
-    )
+    words = [sys.executable, "-m", "da", *command, *settings]
+    process = subprocess.Popen(words, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True)
     metrics = run / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.05)
@@ -84,6 +85,33 @@ def test_a_killed_data_worker_is_one_clear_line(loading):
     assert "Traceback" not in said
     assert "error: a data loading process died" in said
     assert "lower data.workers" in said
+
+
+class Gone:
+    """A loader whose worker dies while it hands over a batch."""
+
+    num_workers = 1
+
+    def __iter__(self):
+        raise ConnectionResetError
+        yield
+
+
+def test_a_worker_killed_with_a_batch_in_its_hands_is_the_same_line():
+    loaded = Loaded([], 0)
+    loaded.loader = Gone()
+    with pytest.raises(UserError, match="a data loading process died"), workers_watched():
+        list(loaded)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
+def test_a_signal_to_every_process_of_the_job_stops_and_saves(loading, run, number, code):
+    process, _ = loading
+    os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert not said
+    assert checkpoint.load(run / "checkpoints/last.pt")["step"] >= 1
 
 
 def test_data_workers_end_with_a_killed_run(loading):
