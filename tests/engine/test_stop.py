@@ -114,5 +114,9 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
     assert "last.pt: corrupt or truncated" in line
     assert checkpoint.load(checkpoint.find_last(tmp_path))["step"] == 1
     (tmp_path / "previous.pt").write_bytes(b"")
-    with pytest.raises(UserError, match="no whole checkpoint is left"):
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"no whole checkpoint is left \(broken: previous.pt, last.corrupt\)"):
+            checkpoint.set_broken_aside(tmp_path)
+    (tmp_path / "previous.pt").unlink()
+    with pytest.raises(UserError, match=r"no whole checkpoint is left \(broken: last.corrupt\)"):
         checkpoint.set_broken_aside(tmp_path)
