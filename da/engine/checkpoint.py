@@ -5,21 +5,46 @@
     checkpoints/best.pt           networks at the best validation score (chosen with target labels: mark it so)
     checkpoints/step_00002000.pt  networks kept every `run.keep_every` steps
 
-A file is a torch archive: its records carry CRC-32 sums, which `load` verifies before anything is used.
+A file is a torch archive, which `torch.load` reads, and behind it the SHA-256 of all its bytes, which `load` verifies
+before anything is used. One without that, as older versions wrote, is judged by the CRC-32 sums of its records.
 """
 
+import errno
 import hashlib
 import os
-import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
 
 from da.config import UserError
+
+SEAL = b"sha256:"  # opens the last bytes of a file; the digest in hexadecimal follows
+SEAL_BYTES = len(SEAL) + 64
+
+
+class Broken(UserError):
+    """The content of a checkpoint is not what was written. Reading it again would not help."""
+
+
+class _Sealed:
+    """A file that is written from beginning to end and then sealed with the digest of what was written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def seal(self) -> None:
+        self._file.write(SEAL + self._digest.hexdigest().encode())
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -32,81 +57,85 @@ def save(path: Path, state: dict[str, Any]) -> None:
     aside = path.with_suffix(".writing")
     try:
         with open(aside, "wb") as file:
-            torch.save(state, file)
+            sealed = _Sealed(file)
+            torch.save(state, cast(Any, sealed))  # all it asks for is `write` and `flush`
+            sealed.seal()
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
         aside.unlink(missing_ok=True)
-        kept = f"; the checkpoint before it ({path}) is untouched" if path.exists() else ""
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}: could not be written ({reason}); free space and run again{kept}") from error
+        last = find_last(path.parent)
+        kept = f"; the last checkpoint ({last}) is kept" if last else ""
+        raise UserError(f"{path}: could not be written ({_reason(error)}); free space and run again{kept}") from error
     os.replace(aside, path)
 
 
 def save_last(folder: Path, state: dict[str, Any]) -> None:
     """Write `last.pt`; the one that stood there becomes `previous.pt`."""
     fresh, last = folder / "fresh.pt", folder / "last.pt"
-    try:
-        save(fresh, state)
-    except UserError as error:
-        kept = f"; {last} still holds the state before it" if last.exists() else ""
-        raise UserError(f"{error}{kept}") from error
+    save(fresh, state)
     if last.exists():
         os.replace(last, folder / "previous.pt")
     os.replace(fresh, last)
 
 
 def find_last(folder: Path) -> Path | None:
-    """The newest whole checkpoint, also when a kill fell between two renames."""
-    for name in ("last.pt", "fresh.pt", "previous.pt"):
-        if (folder / name).exists():
-            return folder / name
-    return None
+    """The newest checkpoint, also when a kill fell between two renames."""
+    return next(_newest_first(folder), None)
+
+
+def _newest_first(folder: Path) -> Iterator[Path]:
+    return (folder / name for name in ("last.pt", "fresh.pt", "previous.pt") if (folder / name).exists())
 
 
 def set_broken_aside(folder: Path) -> list[str]:
-    """Rename newest checkpoints that are not whole to `*.corrupt`, so that `find_last` gives a whole one.
+    """Rename newest checkpoints that are broken to `*.corrupt`, so that `find_last` gives a whole one.
 
-    Returns a line for each of them.
+    Nothing is renamed before a whole one is found. Returns a line for each of them.
 
     Raises:
-        UserError: none is left.
+        UserError: some are broken and none is whole, or one cannot be read; all stay as they are.
     """
-    lines: list[str] = []
-    while path := find_last(folder):
+    broken: dict[Path, Broken] = {}
+    for path in _newest_first(folder):
         try:
             load(path)
-            return lines
-        except UserError as error:
-            aside = path.with_suffix(".corrupt")
-            os.replace(path, aside)
-            lines.append(f"warning: {error}: it is now {aside.name}, and the checkpoint before it continues")
-    if lines:
+        except Broken as error:
+            broken[path] = error
+            continue
+        for each in broken:
+            os.replace(each, each.with_suffix(".corrupt"))
+        return [
+            f"warning: {error}: it is now {each.stem}.corrupt, and the checkpoint before it continues"
+            for each, error in broken.items()
+        ]
+    if found := [*broken, *sorted(folder.glob("*.corrupt"))]:
+        names = ", ".join(path.name for path in found)
         raise UserError(
-            f"{folder}: no whole checkpoint is left (see *.corrupt there); delete the run folder to begin again"
+            f"{folder}: no whole checkpoint is left (broken: {names}); delete the run folder to begin again"
         )
-    return lines
+    return []
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU after verifying it.
 
     Raises:
-        UserError: missing, truncated, corrupt, or not a checkpoint of this project.
+        Broken: truncated, corrupt, or not a checkpoint of this project.
+        UserError: missing, or the machine could not read it (disk, memory), which says nothing about the file.
     """
+    whole = False
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken:
-            raise UserError(f"{path}: corrupt checkpoint (record {broken} fails its checksum); use another one")
+        whole = _verified(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint") from error
-    except (OSError, RuntimeError, zipfile.BadZipFile, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise UserError(f"{path}: corrupt or truncated checkpoint ({reason}); use another one") from error
+    except Exception as error:  # readers of archives meet flipped bits with any exception
+        if whole or _fault_of_the_machine(error):
+            raise UserError(f"{path}: could not be read ({_reason(error)}); mend that and run again") from error
+        raise Broken(f"{path}: corrupt or truncated checkpoint ({_reason(error)}); use another one") from error
     if not isinstance(state, dict) or not {"modules", "step"} <= state.keys():
-        raise UserError(f"{path}: not a checkpoint of this project (no `modules` and `step` in it)")
+        raise Broken(f"{path}: not a checkpoint of this project (no `modules` and `step` in it)")
     return state
 
 
@@ -117,3 +146,45 @@ def fingerprint(modules: Mapping[str, Mapping[str, Tensor]]) -> str:
         for tensor in state.values():
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _verified(path: Path) -> bool:
+    """Is the file sealed and whole? False where it has no seal and its records agree with their own sums.
+
+    Raises:
+        ValueError: its content differs from its seal or its records' sums; also whatever `zipfile` raises.
+    """
+    with open(path, "rb") as file:
+        body = max(0, os.fstat(file.fileno()).st_size - SEAL_BYTES)
+        file.seek(body)
+        seal = file.read()
+        if seal.startswith(SEAL):
+            digest = hashlib.sha256()
+            file.seek(0)
+            while block := file.read(min(body, 2**20)):
+                digest.update(block)
+                body -= len(block)
+            if seal != SEAL + digest.hexdigest().encode():
+                raise ValueError("it fails its checksum")
+            return True
+        with zipfile.ZipFile(file) as archive:
+            if broken := archive.testzip():
+                raise ValueError(f"record {broken} fails its checksum")
+    return False
+
+
+def _fault_of_the_machine(error: Exception) -> bool:
+    """Disk or memory, and not the content? A seek to where a broken archive points is an `OSError` too."""
+    if isinstance(error, OSError):
+        return error.errno != errno.EINVAL
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error))
+
+
+def _reason(error: BaseException) -> str:
+    """In one line, from the error of the disk where one lies below: torch's writer hides it."""
+    below: BaseException | None = error
+    while below:
+        if isinstance(below, OSError) and below.strerror:
+            return below.strerror
+        below = below.__context__
+    return str(error).partition("\n")[0][:120] or type(error).__name__

@@ -3,7 +3,7 @@
 File locks are not to be relied on across the hosts of a cluster, so the file is simply there while its owner works.
 An owner that was killed leaves it behind. It is then taken over: at once where the owner is seen to be dead (same
 machine) or belonged to the same job (requeued, or restarted by torchrun), else after `SILENCE` without a heartbeat.
-No clocks of two hosts are compared.
+No clocks of two hosts are compared. An owner that was only suspended finds out by `confirm`, and must leave.
 """
 
 import contextlib
@@ -51,6 +51,34 @@ def held(folder: Path, otherwise: str = "give this run its own name=... or seed=
             path.unlink(missing_ok=True)
 
 
+def owner(folder: Path) -> dict[str, Any] | None:
+    """Who holds the lock of a run folder; None where nobody does."""
+    return _read(folder / "run.lock")
+
+
+def confirm(folder: Path, before: dict[str, Any] | None) -> None:
+    """Make sure, ahead of writing, that the lock is still held as it was when this process began.
+
+    Raises:
+        UserError: another job took the folder over, as of a process that was suspended for longer than `SILENCE`.
+    """
+    try:
+        now = owner(folder)
+    except OSError:  # a network file system may be away for a moment
+        return
+    if now != before or (now and now.get("pid") != os.getpid()):
+        by = f"by {_named(now)}" if now else "and left by another job"
+        raise UserError(
+            f"{folder} was taken over {by} while this process was suspended; it stops without saving: leave the run to "
+            "the other job, or run this command again when that one is done"
+        )
+
+
+def _named(owner: dict[str, Any]) -> str:
+    job, started = owner.get("job") or "none", owner.get("started")
+    return f"process {owner.get('pid')} on {owner.get('host')} (job {job}, started {started})"
+
+
 def _me() -> dict[str, Any]:
     job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
     return {
@@ -91,14 +119,26 @@ def _take(path: Path, me: dict[str, Any], otherwise: str) -> None:
         if owner is None:
             continue
         if _alive(path, owner, me):
-            owner = _read(path) or owner
             raise UserError(
-                f"{path.parent} is in use by process {owner.get('pid')} on {owner.get('host')} (job "
-                f"{owner.get('job') or 'none'}, started {owner.get('started')}); stop that one or wait for it, "
+                f"{path.parent} is in use by {_named(_read(path) or owner)}; stop that one or wait for it, "
                 f"or {otherwise}"
             )
-        if _read(path) == owner:
+        _remove(path, owner, me, otherwise)
+
+
+def _remove(path: Path, dead: dict[str, Any], me: dict[str, Any], otherwise: str) -> None:
+    """Remove the lock of a dead owner, but never one that another starter took in its place meanwhile.
+
+    Between looking and removing nobody else may remove it. So this has a lock of its own, and, since its holder may
+    be killed like any other, that one is taken like any other.
+    """
+    guard = path.with_name(path.name + ".removal")
+    _take(guard, me, otherwise)
+    try:
+        if _read(path) == dead:
             path.unlink(missing_ok=True)
+    finally:
+        guard.unlink(missing_ok=True)
 
 
 def _alive(path: Path, owner: dict[str, Any], me: dict[str, Any]) -> bool:

@@ -2,8 +2,9 @@
 
 import json
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -48,6 +49,16 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
 
 
+def _silent_on_the_board(before: Callable[[threading.ExceptHookArgs], Any]) -> Callable[..., None]:
+    """A `threading.excepthook` for TensorBoard, whose thread meets a full disk: the run's next call raises it again."""
+
+    def hook(died: threading.ExceptHookArgs) -> None:
+        if not (isinstance(died.exc_value, OSError) and type(died.thread).__module__.startswith("tensorboard.")):
+            before(died)
+
+    return hook
+
+
 class RunLog:
     """Scalars and pictures of one run, from `start` on; what a cut-off run wrote beyond `start` is dropped."""
 
@@ -58,6 +69,7 @@ class RunLog:
         path = folder / "metrics.jsonl"
         kept = [line for line in _lines(path) if _step(line) <= start]
         write_text(path, "".join(line + "\n" for line in kept))
+        threading.excepthook = _silent_on_the_board(threading.excepthook)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed in close()
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._writer = cast(Any, self._board.file_writer)  # annotated as None

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from da.config import Section, UserError
-from da.engine import checkpoint, dist
+from da.engine import checkpoint, dist, lock
 from da.engine.log import Progress, RunLog, say
 from da.engine.stepper import Precision, ScheduleConfig, Stepper
 from da.engine.stop import Stopped, seconds
@@ -73,7 +73,7 @@ class Window:
             own_finite = [next(finite) for _ in row["scalars"]]
             bad = [tag for tag, value in row["scalars"].items() if not math.isfinite(value)]
             if bad:
-                names = dist.gather([] if all(own_finite) else row["names"][:8])
+                names = dist.gather([] if all(own_finite) else row["names"])
                 files = "; ".join(f"images of process {rank}: {', '.join(n)}" for rank, n in enumerate(names) if n)
                 kept = f"the last good checkpoint is {last_good}" if last_good else "no checkpoint was saved yet"
                 raise UserError(
@@ -96,6 +96,8 @@ class Loop:
 
     A run is stopped between an update with its log line and the validation and saving that may follow it. Its
     checkpoint says so (`half`), and continuing begins with what was left out.
+
+    Nothing is written to a folder whose lock another job took over (`lock.confirm`).
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Loop:
         self.start, self.best = 0, {"step": 0, "val/mIoU": -1.0}
         self.window = Window()
         self.half: dict[str, Any] | None = None
+        self.owner = lock.owner(folder)
         if dist.is_main():
             for line in checkpoint.set_broken_aside(self.checkpoints):
                 say(line)
@@ -158,6 +161,7 @@ class Loop:
                 self.window.add(done, names, stepper.update(micro, len(micro), step))
                 images += len(names) * dist.world()
                 progress.advance()
+                self._confirm()
                 if done % config.log_every == 0 or done == config.steps:
                     self.window.settle(self._last_good())
                     logged = self.window.mean() | stepper.rates()
@@ -195,6 +199,7 @@ class Loop:
 
     def _validate(self, step: int) -> Scalars:
         scores = self.validate(step, None)
+        self._confirm()
         if self.log:
             self.log.scalars(step, scores)
         if scores["val/mIoU"] > self.best["val/mIoU"]:
@@ -222,6 +227,7 @@ class Loop:
 
     def _save(self, step: int, half: dict[str, Any] | None = None) -> None:
         """`half`: what continues a run that is stopped before the validation of `step`."""
+        self._confirm()
         self.window.settle(self._last_good())
         self.stepper.agree()
         state = self.stepper.state_dict()
@@ -239,6 +245,10 @@ class Loop:
         if self.config.keep_every and step % self.config.keep_every == 0 and not half:
             self._keep(f"step_{step:08d}.pt", step)
         dist.barrier()
+
+    def _confirm(self) -> None:
+        if dist.is_main():
+            lock.confirm(self.folder, self.owner)
 
     def _keep(self, name: str, step: int) -> None:
         """Networks only, without the state of the optimisers."""

@@ -2,6 +2,8 @@
 
 import resource
 import signal
+import warnings
+import zipfile
 
 import pytest
 import torch
@@ -56,6 +58,69 @@ def test_damage_is_found_and_named(tmp_path, damage):
     assert "\n" not in str(caught.value)
 
 
+def test_no_flipped_bit_goes_unseen(tmp_path):
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, {"modules": {"m": torch.ones(3)}, "step": 3})
+    data = path.read_bytes()
+    for position in range(0, len(data) - 7 - 64, 3):  # the seal itself lies behind
+        path.write_bytes(data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :])
+        with pytest.raises(checkpoint.Broken, match=r"a\.pt: corrupt"):
+            checkpoint.load(path)
+
+
+def test_the_seal_is_invisible_to_torch_and_one_may_be_missing(tmp_path):
+    checkpoint.save(tmp_path / "sealed.pt", STATE)
+    torch.save(STATE, tmp_path / "older.pt")
+    with warnings.catch_warnings(action="error"):
+        torch.load(tmp_path / "sealed.pt", weights_only=True)
+        assert checkpoint.load(tmp_path / "older.pt")["step"] == 3
+
+
+def test_an_older_checkpoint_whose_records_look_compressed_is_corrupt(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save(STATE, path)
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\1\2") + 10] = zipfile.ZIP_DEFLATED  # `zipfile` then raises what zlib does
+    path.write_bytes(data)
+    with pytest.raises(checkpoint.Broken, match=r"a\.pt: corrupt"):
+        checkpoint.load(path)
+
+
+def test_an_error_without_a_text_is_told_by_its_name(tmp_path, monkeypatch):
+    torch.save(STATE, tmp_path / "a.pt")
+
+    def fail(*_, **__):
+        raise EOFError
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(checkpoint.Broken, match=r"\(EOFError\)"):
+        checkpoint.load(tmp_path / "a.pt")
+
+
+class NoMemory(RuntimeError):
+    """As torch says it."""
+
+    def __init__(self, *_, **__):
+        super().__init__("[enforce fail at alloc_cpu.cpp:130] . DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.mark.parametrize("seal", ["sealed", "older"])
+@pytest.mark.parametrize("fault", [NoMemory, lambda *_, **__: OSError(5, "Input/output error"), MemoryError])
+def test_a_machine_that_cannot_read_leaves_checkpoints_alone(tmp_path, monkeypatch, fault, seal):
+    for name in ("last.pt", "previous.pt"):
+        checkpoint.save(tmp_path / name, STATE) if seal == "sealed" else torch.save(STATE, tmp_path / name)
+
+    def fail(*_, **__):
+        raise fault()
+
+    with monkeypatch.context() as machine:
+        machine.setattr(torch, "load", fail)
+        with pytest.raises(UserError, match=r"last\.pt: could not be read"):
+            checkpoint.set_broken_aside(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "previous.pt"}
+    assert checkpoint.set_broken_aside(tmp_path) == []
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match="no such checkpoint"):
         checkpoint.load(tmp_path / "none.pt")
@@ -68,8 +133,9 @@ def test_full_disk_keeps_the_one_before(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, old[1]))
-        with pytest.raises(UserError, match=r"could not be written.*still holds the state before"):
-            checkpoint.save_last(tmp_path, STATE | {"step": 4})
+        for attempt in (checkpoint.save_last, lambda folder, state: checkpoint.save(folder / "best.pt", state)):
+            with pytest.raises(UserError, match=r"\(File too large\).*the last checkpoint \(.*last\.pt\) is kept"):
+                attempt(tmp_path, STATE | {"step": 4})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
         signal.signal(signal.SIGXFSZ, handler)

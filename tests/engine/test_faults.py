@@ -43,7 +43,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(command, run, capsys, monkeypatch
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert "No space left on device" in line
-    assert "last.pt still holds the state before it" in line
+    assert "last.pt) is kept" in line
     assert checkpoint.load(run / "checkpoints/last.pt")["step"] == 1
     assert main(command) == 0
 
@@ -60,6 +60,20 @@ def test_a_corrupt_last_checkpoint_is_named_and_the_one_before_it_continues(comm
     assert f"warning: {last}: corrupt or truncated checkpoint" in said
     assert "continuing from step 2" in said
     assert all(torch.equal(value, finished[key]) for key, value in weights(run).items())
+
+
+def test_without_a_whole_checkpoint_it_refuses_every_time(command, run, capsys):
+    assert main(command) == 0
+    (run / "summary.json").unlink()
+    metrics = (run / "metrics.jsonl").read_text()
+    for name in ("last.pt", "previous.pt"):
+        (run / "checkpoints" / name).write_bytes(b"")
+    capsys.readouterr()
+    for _ in range(2):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "no whole checkpoint is left (broken: last.pt, previous.pt); delete the run folder" in line
+    assert (run / "metrics.jsonl").read_text() == metrics
 
 
 @pytest.fixture

@@ -1,8 +1,13 @@
 """What TensorBoard is given: charts that compare runs, one row per finished run, every point once."""
 
 import re
+import resource
+import signal
+import threading
 from pathlib import Path
 
+import numpy as np
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
@@ -55,3 +60,31 @@ def test_a_run_begun_again_holds_each_point_once_and_one_layout(tmp_path):
     layouts = [event.tensor_proto.string_val[0] for event in board.Tensors(CONFIG_SUMMARY_TAG)]
     assert len(set(layouts)) == 1  # TensorBoard shows one of them
     assert board.PluginTagToContent(metadata.PLUGIN_NAME).keys() == set(ROW)
+
+
+def test_a_full_disk_is_raised_in_the_run_and_printed_by_no_thread(tmp_path, monkeypatch):
+    """A limit on file size stands in for a full disk."""
+    printed: list = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    log = RunLog(tmp_path, 0)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+
+    def fill():
+        for step in range(1, 99):
+            log.picture(step, "noise", noise)
+            log.flush()
+
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, old[1]))
+        with pytest.raises(OSError, match="File too large"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert printed == []
+    other = threading.Thread(target=lambda: 1 / 0)  # any other thread's error is shown as ever
+    other.start()
+    other.join()
+    assert len(printed) == 1

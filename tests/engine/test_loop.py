@@ -75,6 +75,13 @@ def test_nan_guard_names_step_loss_and_files_and_keeps_the_last_good_checkpoint(
     assert all(torch.isfinite(v).all() for v in state["modules"]["layer"].values())
 
 
+def test_nan_guard_names_every_file_of_the_batch():
+    window, names = Window(), [f"source_{n}" for n in range(16)] + [f"target_{n}" for n in range(16)]
+    window.add(1, names, {"loss/a": torch.tensor(float("nan"))})
+    with pytest.raises(UserError, match=f"images of process 0: {', '.join(names)}\\)"):
+        window.settle(None)
+
+
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     method = Method()
     run = loop(tmp_path, method)

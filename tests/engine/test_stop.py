@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -104,6 +106,64 @@ def test_the_lock_of_a_dead_process_or_of_the_same_job_is_taken_over(tmp_path, m
         assert not path.exists()
 
 
+def test_a_run_whose_folder_was_taken_over_stops_without_saving(tmp_path):
+    """Suspended (SIGSTOP) after update 7, and awake again when another job is its owner, or was and has finished."""
+    for new in (lock._me() | {"pid": 1, "host": "elsewhere"}, None):
+        run = tmp_path / f"run_{new is None}"
+        calls = iter(range(100))
+
+        def suspended(path=run / "run.lock", new=new, calls=calls):
+            if next(calls) == 6:
+                path.unlink()
+                if new:
+                    path.write_text(json.dumps(new))
+
+        with lock.held(run), pytest.raises(UserError, match="was taken over .*without saving") as caught:
+            loop(run, Method(), suspended).fit(batches)
+        assert not new or "by process 1 on elsewhere" in str(caught.value)
+        assert checkpoint.load(run / "checkpoints/last.pt")["step"] == 6
+        assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [4, 5]
+        assert lock.owner(run) == new
+
+
+def test_of_two_simultaneous_starters_one_takes_over(tmp_path, monkeypatch):
+    """The second one comes between the first one's last look at the dead owner's lock and its removal."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    path, here = tmp_path / "run.lock", lock._me()
+    path.write_text(json.dumps(here | {"pid": dead.pid}))
+    monkeypatch.setattr(lock, "BEAT", 0.1)
+    first, second = here | {"pid": 1}, here | {"pid": os.getppid()}  # both are alive
+    done: list[str] = []
+
+    def rival():
+        try:
+            lock._take(path, second)
+            done.append("taken")
+        except UserError:
+            done.append("refused")
+
+    thread, looks, read = threading.Thread(target=rival), [], lock._read
+
+    def look(path):
+        owner = read(path)
+        if threading.current_thread() is not thread and path.name == "run.lock" and owner:
+            looks.append(owner)
+            if len(looks) == 2:
+                thread.start()
+                thread.join(1.0)
+        return owner
+
+    monkeypatch.setattr(lock, "_read", look)
+    lock._take(path, first)
+    while thread.is_alive():
+        os.utime(path)  # the heartbeat
+        time.sleep(0.01)
+    assert done == ["refused"]
+    assert read(path) == first
+    assert [p.name for p in tmp_path.iterdir()] == ["run.lock"]
+
+
 def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
     state = {"modules": {}, "w": torch.zeros(999)}
     for step in (1, 2):
@@ -114,5 +174,9 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
     assert "last.pt: corrupt or truncated" in line
     assert checkpoint.load(checkpoint.find_last(tmp_path))["step"] == 1
     (tmp_path / "previous.pt").write_bytes(b"")
-    with pytest.raises(UserError, match="no whole checkpoint is left"):
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"no whole checkpoint is left \(broken: previous.pt, last.corrupt\)"):
+            checkpoint.set_broken_aside(tmp_path)
+    (tmp_path / "previous.pt").unlink()
+    with pytest.raises(UserError, match=r"no whole checkpoint is left \(broken: last.corrupt\)"):
         checkpoint.set_broken_aside(tmp_path)
