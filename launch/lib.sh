@@ -190,8 +190,8 @@ hand_on() { # SIGNAL CHILD
     echo 130 >"$DA_STOP_FILE"
     echo "interrupted; the same command continues from what was saved" >&2
     # shellcheck disable=SC2046  # a list
-    kill -KILL "$2" $(pgrep -P "$2") || true
-  elif ! pkill "-$signal" -P "$2"; then # torchrun has not started its processes yet; they will look here
+    kill -KILL "$2" $(trap '' INT; pgrep -P "$2") || true
+  elif ! (trap '' INT; exec pkill "-$signal" -P "$2"); then # torchrun has not started its processes yet; they will look here
     if [ "$1" = INT ]; then echo 130; else echo 75; fi >"$DA_STOP_FILE"
   fi
 }
