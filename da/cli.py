@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from da.config import UserError
+from da.engine.interrupt import INTERRUPTS, stop_now
 
 EPILOG = """\
 examples
@@ -247,6 +248,13 @@ def _leave(code: int, message: str = "") -> int:
     return code
 
 
+def _until_listening() -> None:
+    """Until the command listens itself there is nothing to save. What a shell starts with `&` ignores SIGINT."""
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(_leave(75)))
+    for number in INTERRUPTS:
+        signal.signal(number, stop_now)
+
+
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Files and `key=value` overrides, which may stand in any order."""
     names = [w for w in words if "=" not in w or os.path.exists(w)]
@@ -269,7 +277,7 @@ def _train(options: argparse.Namespace) -> int:
     stop_file = _stop_file()
     if stop_file and stop_file.exists():
         return 0
-    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(_leave(75)))  # until the run listens: nothing to save yet
+    _until_listening()
     from da.engine import dist
     from da.engine.log import say
     from da.engine.stop import Stopped
@@ -284,7 +292,7 @@ def _train(options: argparse.Namespace) -> int:
     except Stopped as stopped:
         dist.shutdown()
         code = _leave(stopped.code)
-        return 0 if "TORCHELASTIC_RUN_ID" in os.environ else code  # its agent would restart what ends otherwise
+        return 0 if stop_file else code  # torchrun would restart what ends otherwise; the launch script reads the file
     except RuntimeError:
         if stop_file and stop_file.exists():  # another process left and said why, and this one missed it
             return 1
@@ -319,7 +327,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _translate(options: argparse.Namespace) -> int:
-    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(_leave(75)))  # until `translate` listens: nothing to save yet
+    _until_listening()
     from da.engine.stop import Stopped
     from da.translate import translate
 

@@ -3,7 +3,8 @@
 # PYTHON set to an interpreter that has the packages.
 #
 # One process runs as it is; several run under torchrun, which starts them again after a crash; under sbatch, srun
-# starts one torchrun on each node. SIGTERM, SIGINT and SIGUSR1 save the run and stop it, see `launch`.
+# starts one torchrun on each node. What each process of a torchrun prints is kept in the run's folder, in logs/.
+# SIGTERM, SIGINT and SIGUSR1 save the run and stop it, see `run_on`.
 
 set -euo pipefail
 for word in "$@"; do # --help prints the script's own header
@@ -66,20 +67,25 @@ run_experiment() {
 # train_file FILE.yaml [section.key=value ...]
 # Returns what `run_on` returns.
 train_file() {
-  local id
+  local id logs
   id=$(basename "$1" .yaml)-${SLURM_JOB_ID:-$(date +%Y%m%d-%H%M%S)-$$}
   local command=("$PYTHON" -m da train "$1" --runs "$RUNS" "${@:2}")
   unset DA_STOP_FILE
-  if [ "$((NODES * GPUS))" -gt 1 ]; then
-    mkdir -p "$RUNS/logs"
+  if [ "$((NODES * GPUS))" -gt 1 ] || [ -n "${SLURM_JOB_ID:-}" ]; then
+    logs=$("${command[@]}" --check)/logs || return
     # shellcheck disable=SC2016  # torchrun fills in the rank
-    export DA_STOP_FILE="$RUNS/logs/$id.stop" TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='[${rank}] '
+    export DA_STOP_FILE="$logs/$id.stop" TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='[${rank}] '
+    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600            # seconds that processes have to save, once torchrun gets SIGTERM
+    export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGHUP,SIGQUIT # its settings; SIGINT goes straight to its processes
     # Else torchrun keeps one store over its restarts, and gloo looks for processes that are dead.
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-    rm -f "$DA_STOP_FILE"
+    if ! { mkdir -p "$logs" && true >"$DA_STOP_FILE" && rm "$DA_STOP_FILE"; } 2>/dev/null; then
+      echo "error: $logs: cannot be written; free space, or set RUNS to a folder that can" >&2
+      return 2
+    fi
     local agent=("$PYTHON" -m torch.distributed.run "--nnodes=$NODES" "--nproc-per-node=$GPUS" "--rdzv-id=$id"
       "--rdzv-backend=c10d" "--rdzv-endpoint=$(first_node):$(free_port)" "--max-restarts=$RESTARTS"
-      "--log-dir=$RUNS/logs" --tee=3)
+      "--log-dir=$logs" --tee=3)
     command=("${agent[@]}" "${command[@]:1}")
   fi
   run_on "$NODES" "${command[@]}"
@@ -99,12 +105,28 @@ run_alone() {
 run_on() {
   local nodes=$1 code=0
   shift
-  # SIGUSR1 is for the processes that listen for it; torchrun does not, and would die of it.
-  local command=(bash -c "trap '' USR1; exec \"\$@\"" bash "$@")
-  [ -z "${SLURM_JOB_ID:-}" ] || command=(srun "--nodes=$nodes" "--ntasks=$nodes" --ntasks-per-node=1 "${command[@]}")
+  # These signals are for the processes that listen for them; torchrun does not, and would die of them.
+  # The first node hosts the meeting of several; torchrun's own guess fails where a node's name is not its address.
+  # shellcheck disable=SC2016  # for the shell on each node
+  local command=(bash -c 'trap "" INT USR1 USR2; export PET_RDZV_CONF=is_host=$((${SLURM_NODEID:-0} == 0)); exec "$@"'
+    bash "$@")
+  if [ -n "${SLURM_JOB_ID:-}" ]; then # srun does not take --cpus-per-task over from sbatch
+    command=(srun "--nodes=$nodes" "--ntasks=$nodes" --ntasks-per-node=1
+      ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} "${command[@]}")
+  fi
   launch "${command[@]}" || code=$?
   if [ -s "${DA_STOP_FILE:-}" ]; then
     code=$(<"$DA_STOP_FILE")
+  fi
+  if [ -n "${DA_STOP_FILE:-}" ]; then
+    case $code in
+      0 | 75 | 130 | 143) ;;
+      *) # what the processes say of a full disk goes through files on it
+        if ! { head -c 65536 /dev/zero >"$DA_STOP_FILE"; } 2>/dev/null; then
+          echo "error: $RUNS: no space left; what was saved before is kept: free space and run again" >&2
+          code=2
+        fi ;;
+    esac
     rm -f "$DA_STOP_FILE"
   fi
   if [ -n "${SLURM_JOB_ID:-}" ] && { [ "$code" = 75 ] || { [ "$code" = 143 ] && preempted; }; }; then
@@ -120,7 +142,7 @@ preempted() { # has Slurm asked this job to make room? It queues such a job agai
 
 first_node() { # the address at which processes meet
   local name
-  [ -n "${SLURM_JOB_ID:-}" ] || { echo localhost && return; }
+  [ "$NODES" -gt 1 ] || { echo localhost && return; }
   name=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   scontrol show node "$name" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p'
 }
@@ -132,7 +154,7 @@ free_port() {
 # launch COMMAND ...
 # Runs it, handing on the signals that this shell gets; returns its exit code.
 launch() {
-  local code=0 child
+  local code=0 interrupts=0 child
   "$@" &
   child=$!
   trap 'hand_on USR1 "$child"' USR1
@@ -152,15 +174,25 @@ launch() {
 }
 
 hand_on() { # SIGNAL CHILD
+  local signal=$1
   if [ -n "${SLURM_JOB_ID:-}" ]; then
     # Slurm sends SIGTERM to all processes of a job itself, and srun would kill them for it.
     [ "$1" = TERM ] || scancel "--signal=$1" "$SLURM_JOB_ID"
-  elif [ "$1" = INT ] && [ -t 0 ]; then
-    : # Ctrl-C has reached all processes
-  elif [ "$1" = USR1 ] && [ -n "${DA_STOP_FILE:-}" ]; then
-    pkill -USR1 -P "$2" # torchrun's children
-  else
-    kill "-$1" "$2"
+    return
+  fi
+  if [ "$1" = INT ]; then
+    signal=USR2 # the same to the training, which may have had a Ctrl-C as well: see da/engine/interrupt.py
+    interrupts=$((interrupts + 1))
+  fi
+  if [ -z "${DA_STOP_FILE:-}" ] || [ "$1" = TERM ]; then # one process, or torchrun, which hands on SIGTERM itself
+    kill "-$signal" "$2" || true
+  elif [ "$interrupts" -gt 1 ]; then
+    echo 130 >"$DA_STOP_FILE"
+    echo "interrupted; the same command continues from what was saved" >&2
+    # shellcheck disable=SC2046  # a list
+    kill -KILL "$2" $(trap '' INT; pgrep -P "$2") || true
+  elif ! (trap '' INT; exec pkill "-$signal" -P "$2"); then # torchrun has not started its processes yet; they will look here
+    if [ "$1" = INT ]; then echo 130; else echo 75; fi >"$DA_STOP_FILE"
   fi
 }
 

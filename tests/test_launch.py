@@ -1,15 +1,24 @@
 """The launch scripts as a user calls them."""
 
+import contextlib
 import os
+import pty
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from runs import children
 from tiny import REPOSITORY, overrides
 
 pytestmark = pytest.mark.slow
+
+
+ENDLESS = ("run.steps=9999", "run.val_every=9999", "run.save_every=9999")
 
 
 def launch(script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
@@ -149,6 +158,144 @@ def test_cycada_refuses_a_mistake_before_the_first_stage(mistake, said, tmp_path
     (line,) = (line for line in done.stderr.splitlines() if "error: " in line)
     assert said in line
     assert not (tmp_path / "runs").exists()
+
+
+@contextlib.contextmanager
+def in_terminal(runs: Path, *settings: str, **variables: str) -> Iterator[tuple[int, int]]:
+    """The script trains in a terminal: its process id and the terminal's other end."""
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_ROOT")}
+    environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "RUNS": str(runs)} | variables
+    shell, terminal = pty.fork()
+    if shell == 0:
+        script = str(REPOSITORY / "launch/gta2city_source_only.sh")
+        os.execvpe("bash", ["bash", script, *settings, *ENDLESS], environment)
+    try:
+        until = time.monotonic() + 120
+        metrics = runs / "mini/source_only-seed0/metrics.jsonl"
+        while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 1:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        yield shell, terminal
+    finally:
+        for process in [pid for child in children(shell) for pid in (*children(child), child)] + [shell]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        os.close(terminal)
+
+
+def end_of(shell: int, terminal: int) -> tuple[int, str]:
+    """Exit code of the script and all that the terminal showed."""
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal ends
+        while data := os.read(terminal, 65536):
+            shown += data
+    return os.waitstatus_to_exitcode(os.waitpid(shell, 0)[1]), shown.decode()
+
+
+def running(process: int) -> bool:
+    command = Path(f"/proc/{process}/cmdline")
+    return command.exists() and bool(command.read_bytes())  # empty: dead, and not yet asked for its exit code
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("how", ["Ctrl-C", "kill"])
+def test_one_interrupt_saves_and_stops(how, processes, tmp_path, gta5_root, cityscapes_root):
+    settings = overrides(gta5_root, cityscapes_root)
+    with in_terminal(tmp_path / "runs", *settings, GPUS=processes) as (shell, terminal):
+        if how == "kill":
+            os.kill(shell, signal.SIGINT)
+        else:
+            os.write(terminal, b"\x03")
+        code, shown = end_of(shell, terminal)
+    assert code == 130
+    assert "by SIGINT; all is saved" in shown
+    assert "Traceback" not in shown
+    run = tmp_path / "runs/mini/source_only-seed0"
+    assert (run / "checkpoints/last.pt").exists()
+    assert len(list((run / "logs").rglob("stdout.log"))) == (2 if processes == "2" else 0)
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_two_interrupts_stop_now(processes, tmp_path, gta5_root, cityscapes_root):
+    """In the midst of an update of some seconds; after SIGUSR1, which waits for its end."""
+    settings = [*overrides(gta5_root, cityscapes_root), "data.batch_size=150"]
+    with in_terminal(tmp_path / "runs", *settings, GPUS=processes) as (shell, terminal):
+        (child,) = children(shell)
+        trainers = children(child) if processes == "2" else [child]
+        os.kill(shell, signal.SIGUSR1)
+        time.sleep(0.5)
+        os.write(terminal, b"\x03")
+        time.sleep(0.5)
+        os.write(terminal, b"\x03")
+        code, shown = end_of(shell, terminal)
+    assert code == 130
+    assert "interrupted; the same command continues" in shown
+    assert not (tmp_path / "runs/mini/source_only-seed0/checkpoints/last.pt").exists()
+    until = time.monotonic() + 10
+    while any(map(running, trainers)):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_folder_that_cannot_be_written_is_named(processes, tmp_path):
+    (tmp_path / "file").touch()
+    done = launch("gta2city_source_only.sh", RUNS=str(tmp_path / "file/runs"), GPUS=processes)
+    assert done.returncode == 2
+    (line,) = (line for line in done.stderr.splitlines() if "error: " in line)
+    assert str(tmp_path / "file/runs") in line
+
+
+def test_a_full_disk_is_said_of_several_processes(tmp_path, gta5_root, cityscapes_root):
+    runs = tmp_path / "disk"
+    runs.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(runs)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_ROOT")}
+    environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "RUNS": str(runs), "GPUS": "2"}
+    script = ["bash", str(REPOSITORY / "launch/gta2city_source_only.sh"), *overrides(gta5_root, cityscapes_root)]
+    try:
+        with subprocess.Popen(
+            [*script, *ENDLESS], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            while not (runs / "mini/source_only-seed0/metrics.jsonl").exists():
+                time.sleep(0.1)
+            with contextlib.suppress(OSError), open(runs / "rest", "wb", buffering=0) as rest:
+                while rest.write(bytes(4096)):
+                    pass
+            said = process.communicate(timeout=120)[1]
+    finally:
+        subprocess.run(["umount", str(runs)], check=False)
+    assert process.returncode == 2
+    assert f"error: {runs}: no space left" in said
+
+
+def test_torchrun_called_directly_does_not_take_a_stop_for_the_end(tmp_path, gta5_root, cityscapes_root):
+    settings = [*overrides(gta5_root, cityscapes_root), *ENDLESS, "run.time_limit=1s"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    train = ["-m", "da", "train", "experiments/mini/source_only.yaml", "--runs", str(tmp_path / "runs"), *settings]
+    done = subprocess.run([*torchrun, *train], cwd=REPOSITORY, capture_output=True, text=True)
+    assert "all is saved" in done.stdout + done.stderr
+    assert done.returncode != 0
+
+
+def test_the_scripts_can_be_called_by_their_names():
+    scripts = [path for path in (REPOSITORY / "launch").glob("*.sh") if path.name != "lib.sh"]
+    assert not [path.name for path in scripts if not os.access(path, os.X_OK)]
+
+
+@pytest.mark.parametrize("missing", ["slurmctld", "slurmd", "sbatch", "munged", "shellcheck", None])
+def test_ci_installs_what_is_missing(missing, tmp_path):
+    programs = {"slurmctld", "slurmd", "sbatch", "munged", "shellcheck", "bash"} - {missing}
+    for name in (*programs, "apt-get"):
+        (tmp_path / name).write_text(f'#!/bin/sh\n: >"{tmp_path}/{name}.called"\n')
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "dirname").symlink_to(str(shutil.which("dirname")))
+    ci = [str(shutil.which("bash")), str(REPOSITORY / ".ci/run")]
+    subprocess.run(ci, env={"PATH": str(tmp_path)}, check=True, capture_output=True)
+    assert (tmp_path / "apt-get.called").exists() == (missing is not None)
+    assert (tmp_path / "bash.called").exists()
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (REPOSITORY / "launch").glob("gta2city_*.sh")))

@@ -54,8 +54,8 @@ PreemptMode=REQUEUE
 ReturnToService=2
 KillWait=20
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 RealMemory=1000
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8 RealMemory=1000
+NodeName=n1 NodeHostname={host} NodeAddr={address} Port={ports[1]} CPUs=8 RealMemory=1000
+NodeName=n2 NodeHostname={host} NodeAddr={address} Port={ports[2]} CPUs=8 RealMemory=1000
 PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 MaxTime=INFINITE
 PartitionName=high Nodes=n1,n2 PriorityTier=2 MaxTime=INFINITE
 """
@@ -118,6 +118,16 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def own_address() -> str:
+    """Of this machine in its network, as a cluster's nodes have one; its name may stand for another."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nothing_is_sent:
+        try:
+            nothing_is_sent.connect(("192.0.2.1", 9))
+        except OSError:
+            return "127.0.0.1"
+        return str(nothing_is_sent.getsockname()[0])
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("slurm")
@@ -126,7 +136,7 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
         (folder / name).mkdir()
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o400)
-    text = CONFIGURATION.format(folder=folder, host=platform.node(), ports=free_ports(3))
+    text = CONFIGURATION.format(folder=folder, host=platform.node(), address=own_address(), ports=free_ports(3))
     (folder / "slurm.conf").write_text(text)
     cluster = Cluster(folder)
     munge = [f"--{name}={folder}/munge.{name.partition('-')[0]}" for name in ("key-file", "socket", "pid-file")]
@@ -170,7 +180,7 @@ def test_two_nodes_requeue_and_preemption_end_in_the_same_result(cluster, settin
     assert cluster.call("squeue", "-h", "-j", job, "-o", "%j").strip() == "gta2city_source_only"
     cluster.wait(job, "COMPLETED")
     straight = tmp_path / "straight" / name
-    assert len(list((tmp_path / "straight/logs").rglob("stdout.log"))) == 2  # one per process
+    assert len(list((straight / "logs").rglob("stdout.log"))) == 2  # one per process
 
     for kind in ("requeue", "USR1", "preempt"):
         run = tmp_path / kind / name
@@ -188,6 +198,20 @@ def test_two_nodes_requeue_and_preemption_end_in_the_same_result(cluster, settin
         cluster.restart(job)
         cluster.wait(job, "COMPLETED")
         assert_same_result(run, straight)
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_one_node_has_all_its_processors_and_logs(processes, cluster, settings, tmp_path):
+    run = tmp_path / "mini/source_only-seed0"
+    words = ["--cpus-per-task=2", f"--export=ALL,GPUS={processes}", "launch/gta2city_source_only.sh", *settings]
+    job = cluster.submit(tmp_path, *words)
+    wait_for_line(run, 1, cluster)
+    assert " CPUs=2 " in cluster.call("scontrol", "show", "step", f"{job}.0")
+    cluster.call("scancel", "--signal=INT", job)
+    cluster.wait(job, "FAILED")
+    assert "ExitCode=130:0" in cluster.call("scontrol", "show", "job", job)
+    assert (run / "checkpoints/last.pt").exists()
+    assert len(list((run / "logs").rglob("stdout.log"))) == int(processes)
 
 
 def test_seeds_are_a_job_array_with_a_readable_name(cluster, settings, tmp_path):

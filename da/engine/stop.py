@@ -12,11 +12,12 @@ import torch
 import torch.distributed as distributed
 
 from da.engine import dist
+from da.engine.interrupt import INTERRUPTS, stop_now
 
 T = TypeVar("T")
 
 COME_BACK = 75  # EX_TEMPFAIL of sysexits.h
-CODES = {signal.SIGUSR1: COME_BACK, signal.SIGINT: 130, signal.SIGTERM: 143}
+CODES = {signal.SIGUSR1: COME_BACK, signal.SIGINT: 130, signal.SIGUSR2: 130, signal.SIGTERM: 143}
 REASONS = {COME_BACK: "SIGUSR1 or run.time_limit", 130: "SIGINT", 143: "SIGTERM"}
 
 
@@ -44,11 +45,13 @@ class StopRequests:
     """Listens, inside a `with` block, for SIGUSR1, SIGTERM, SIGINT and the end of the time limit.
 
     The limit (seconds) counts from the launch script's start where one says it in DA_STARTED (seconds since 1970),
-    else from here. A second SIGINT is a KeyboardInterrupt.
+    else from here. A second SIGINT is a KeyboardInterrupt. SIGUSR2 is a SIGINT that the launch script hands on; they
+    are counted apart because one Ctrl-C in a terminal may come both ways.
     """
 
     def __init__(self, limit: float | None) -> None:
         self._code = 0
+        self._seen: set[int] = set()
         started = float(os.environ.get("DA_STARTED", time.time()))
         self._deadline = started + limit if limit is not None else float("inf")
         self._group: Any = None
@@ -58,12 +61,14 @@ class StopRequests:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if kind is not KeyboardInterrupt:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._code == CODES[signal.SIGINT]:
-            raise KeyboardInterrupt
+        if number in INTERRUPTS and number in self._seen:
+            stop_now()
+        self._seen.add(number)
         self._code = self._code or CODES[signal.Signals(number)]
 
     def poll(self) -> None:

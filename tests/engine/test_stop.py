@@ -28,7 +28,7 @@ def test_times_are_read_strictly():
         RunConfig(steps=1, time_limit=3600)
 
 
-@pytest.mark.parametrize(("number", "code"), [("SIGUSR1", 75), ("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize(("number", "code"), [("SIGUSR1", 75), ("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR2", 130)])
 def test_a_signal_stops_at_the_next_poll(number, code):
     with StopRequests(None) as stop:
         stop.poll()
@@ -38,11 +38,18 @@ def test_a_signal_stops_at_the_next_poll(number, code):
     assert caught.value.code == code
 
 
-def test_the_second_interrupt_does_not_wait():
+@pytest.mark.parametrize("before", [(), ("SIGTERM",), ("SIGUSR1",), ("SIGUSR2",)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR2])
+def test_the_second_interrupt_does_not_wait(before, number):
+    """Whatever was asked before; one Ctrl-C that comes both ways is not the second."""
     with StopRequests(None):
-        os.kill(os.getpid(), signal.SIGINT)
+        for name in before:
+            if getattr(signal, name) != number:
+                os.kill(os.getpid(), getattr(signal, name))
+        os.kill(os.getpid(), number)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGINT)  # while the first is being answered
 
 
 def test_the_time_limit_counts_from_the_start_of_the_script(monkeypatch):
