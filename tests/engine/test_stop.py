@@ -145,7 +145,7 @@ def test_of_two_simultaneous_starters_one_takes_over(tmp_path, monkeypatch):
 
     def rival():
         try:
-            lock._take(path, second)
+            lock._take(path, second, "wait")
             done.append("taken")
         except UserError:
             done.append("refused")
@@ -162,7 +162,7 @@ def test_of_two_simultaneous_starters_one_takes_over(tmp_path, monkeypatch):
         return owner
 
     monkeypatch.setattr(lock, "_read", look)
-    lock._take(path, first)
+    lock._take(path, first, "wait")
     while thread.is_alive():
         os.utime(path)  # the heartbeat
         time.sleep(0.01)
