@@ -105,8 +105,7 @@ def domain_accuracy(logits: Tensor, domain: int, kind: GanKind) -> Tensor:
 
 def real_loss(scores: Tensor, real: bool) -> Tensor:
     """Least-squares distance of a picture discriminator's raw output from "real" (1) or "fake" (0); 0-d float32."""
-    scores = scores.float()
-    return F.mse_loss(scores, torch.full_like(scores, float(real)))
+    return domain_loss(scores, int(real), "ls")
 
 
 def two_way_domain_loss(log_p: Tensor, domain: int) -> Tensor:

@@ -153,7 +153,7 @@ def _agreement(
     for (_, real), (_, fake) in stop.watch(bar(pairs, "agreement", len(samples)), 0):
         with stepper.autocast():
             shown = (_at_training_size(image[None], source, stepper) for image in (real, fake))
-            a, b = (trainer.segmenter(image, "source").main.argmax(1) for image in shown)
+            a, b = (trainer.segmenter(image, "source").main.max(1).indices for image in shown)
         total += float((a == b).float().mean())
     return total / len(samples)
 

@@ -71,7 +71,3 @@ def test_every_setting_is_read(tmp_path, gta5_root, cityscapes_root, monkeypatch
         for section in sections(base.experiment_schema(method)):
             unread = [f for f in section.model_fields if (section.__name__, f) not in reads]
             assert not unread, f"nothing reads {section.__name__}: {unread}"
-
-
-def test_every_method_has_a_tiny_run():
-    assert set(METHOD_FILES) == set(base.methods()), "add the new method's mini experiment to tests/tiny.py"

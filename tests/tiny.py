@@ -20,12 +20,7 @@ SETTINGS = (
     "run.precision=fp32",
     "run.device=cpu",
 )
-METHOD_FILES = {
-    "source_only": "source_only",
-    "adaptsegnet": "adaptsegnet_multi",
-    "cycada_pixel": "cycada_pixel",
-    "cycada_feature": "cycada_feature",
-}
+METHOD_FILES = {method: method for method in base.methods()} | {"adaptsegnet": "adaptsegnet_multi"}
 
 
 def overrides(gta5_root: Path, cityscapes_root: Path) -> list[str]:

@@ -91,7 +91,8 @@ class Loop:
     """Trains `stepper.trainer` until `config.steps`, continuing from the newest whole checkpoint in `folder`.
 
     `validate(step, limit)` returns scalars with `val/mIoU` among them; `limit` asks for that many images only.
-    `show(step)` draws training pictures. `stamp` is stored in every checkpoint, so that one can be used alone.
+    `show(step, batch)` draws training pictures of the last micro-batch. `stamp` is stored in every checkpoint, so that
+    one can be used alone; `load_modules(states, source)` fills the networks from one.
     `poll()` and `validate` raise `Stopped`, in all processes together, when the run is asked to stop.
 
     A run is stopped between an update with its log line and the validation and saving that may follow it. Its

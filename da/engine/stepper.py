@@ -128,12 +128,20 @@ class Stepper:
         for optimizer in trainer.optimizers.values():
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
-                if device.type == "cuda":
-                    group["fused"] = True  # one kernel for all weights
+        self._fuse()
 
     def begin(self) -> None:
         """Call after state was loaded, before the first update: all processes start from equal networks."""
         dist.broadcast_modules(self.trainer.modules.values())
+
+    def _fuse(self) -> None:
+        """On a GPU one kernel steps all weights, loss scaling included; elsewhere none does."""
+        fused = self.device.type == "cuda"
+        for optimizer in self.trainer.optimizers.values():
+            for group in optimizer.param_groups:
+                group["fused"] = fused or None
+            if fused:
+                optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]  # what `fused=True` sets
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The configured precision. Weights are cast anew in each forward: a cast that was cached under
@@ -227,6 +235,7 @@ class Stepper:
         """Take back what `state_dict` gave, all but the networks."""
         for name, optimizer in self.trainer.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+        self._fuse()  # the checkpoint may be of another device
         for name, memory in self.trainer.memory.items():
             memory.load_state_dict(state["memory"][name])
         self.scaler.load_state_dict(state["scaler"])

@@ -159,10 +159,10 @@ class Block:
     def row(self, name: str) -> Row | None:
         return next((row for row in self.rows if row.name == name and row.scores), None)
 
-    def gain(self, row: Row, key: str = "mIoU") -> float | None:
+    def gain(self, row: Row) -> float | None:
         """Points over source only."""
         baseline = self.row(BASELINE)
-        own, other = row.mean(key), baseline.mean(key) if baseline else None
+        own, other = row.mean("mIoU"), baseline.mean("mIoU") if baseline else None
         return None if row is baseline or own is None or other is None else own - other
 
     def mean(self, row: Row, classes: int) -> float | None:

@@ -38,7 +38,7 @@ class EvalConfig(Section):
     input_size: tuple[PositiveInt, PositiveInt] | None = None  # (width, height) the image is resized to; None = as is
     resize: Literal["bicubic", "bilinear"] = "bicubic"  # of images, with antialiasing
     label_size: tuple[PositiveInt, PositiveInt] | None = None  # labels shrunk to it (nearest); None = full resolution
-    align_corners: bool = False  # when logits are upsampled
+    align_corners: bool = False  # when logits are upsampled; what `model.align_corners` was in training fits
     classes: Literal[19, 16, 13] = 19  # subset that the headline mIoU is averaged over
     sliding: SlidingConfig | None = None  # None: the image whole
     scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0,)  # of the input size; scores are averaged

@@ -40,7 +40,8 @@ class PSPNetConfig(Section):
         dropout: probability of dropping a channel before each classifier.
         ppm_norm: normalisation of the pyramid branches. `batch` is the paper's and needs at least two images
             per forward; `group` trains at batch 1 with the same number of parameters.
-        align_corners: of every bilinear upsampling; exact only where (size - 1) % output_stride == 0.
+        align_corners: of the upsampling in the pyramid and in the training losses; scores have `eval.align_corners`.
+            Exact only where (size - 1) % output_stride == 0.
         bn: which statistics BatchNorm uses. `train`: those of the batch while training, and the running
             average follows whatever domain is forwarded. `frozen`: always the running average as loaded;
             gamma and beta still train (in a head that starts anew they are a plain scale and shift).
@@ -64,7 +65,7 @@ class PSPNetConfig(Section):
 
 
 class Scores(NamedTuple):
-    """Class logits (B, classes, H, W) of the main head and, where there is one, of the auxiliary head."""
+    """Class logits (B, classes, H, W) of the main head and, where there is one and it trains, of the auxiliary head."""
 
     main: Tensor
     aux: Tensor | None
@@ -333,7 +334,7 @@ class PSPNet(nn.Module):
     def classify(self, features: Features) -> Scores:
         """Logits at the output stride: the second half of `scores`."""
         main = self.cls(features.pyramid)
-        return Scores(main, None if self.aux is None else self.aux(features.layer3))
+        return Scores(main, self.aux(features.layer3) if self.aux is not None and self.training else None)
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Trainable parameters of the backbone and of the heads; each is in exactly one of the two lists."""

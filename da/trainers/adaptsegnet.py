@@ -15,8 +15,9 @@ the last layer and `aux` from layer 3; D a discriminator of outputs; l = BCE on 
 f minimises L_seg + L_adv, each D minimises its L_D (eq. 6). The discriminators judge the predictions made before
 the update of f, and all networks step together.
 
-Differs from the authors' code: the segmenter is PSPNet, whose auxiliary head is the second level; every parameter
-stands in its optimiser once (see `backbone_lr_mult`). A level whose lambda_adv is 0 has no discriminator.
+Source is domain 0 and target 1, as in the authors' code; z in the paper is 1 for the source. Differs from that code:
+the segmenter is PSPNet, whose auxiliary head is the second level; every parameter stands in its optimiser once (see
+`backbone_lr_mult`). A level whose lambda_adv is 0 has no discriminator.
 """
 
 import torch
@@ -34,9 +35,9 @@ from da.trainers import base
 
 
 class Config(base.SegmenterSGD):
-    lambda_seg: float = 0.1  # weight of the auxiliary head's segmentation loss
-    lambda_adv_main: float = 1e-3
-    lambda_adv_aux: float = 2e-4  # 0 = single-level
+    lambda_seg: NonNegativeFloat = 0.1  # weight of the auxiliary head's segmentation loss
+    lambda_adv_main: NonNegativeFloat = 1e-3
+    lambda_adv_aux: NonNegativeFloat = 2e-4  # 0 = single-level
     gan: GanKind = "vanilla"
     lr_d: NonNegativeFloat = 1e-4
     betas_d: base.Betas = (0.9, 0.99)
@@ -55,8 +56,7 @@ class Trainer(base.Trainer):
             self.lambda_adv = {}
         elif not self.lambda_adv:
             raise UserError("method: both lambda_adv are 0; say method.target_forward_only=true, or use source_only")
-        if not config.model.aux and ("aux" in self.lambda_adv or self.method.lambda_seg):
-            raise UserError("method.lambda_seg and method.lambda_adv_aux need model.aux=true; set both to 0 or add it")
+        base.check_aux(config, "lambda_seg", "lambda_adv_aux")
         self.segmenter = PSPNet(config.model)
         self.d = {level: OutputDiscriminator() for level in self.lambda_adv}
 

@@ -145,6 +145,16 @@ def freeze(modules: list[nn.Module], frozen: bool) -> None:
         module.requires_grad_(not frozen)
 
 
+def check_aux(config: Experiment, *weights: str) -> None:
+    """
+    Raises:
+        UserError: one of the method's `weights` is for the auxiliary head, and the model has none.
+    """
+    found = [f"method.{name}" for name in weights if getattr(config.method, name)]
+    if found and not config.model.aux:
+        raise UserError(f"{', '.join(found)}: needs model.aux=true; add it, or set to 0")
+
+
 def methods() -> list[str]:
     """Names of all methods in this folder."""
     return sorted(m.name for m in pkgutil.iter_modules(da.trainers.__path__) if m.name != "base")

@@ -56,6 +56,7 @@ class Trainer(base.Trainer):
         super().__init__(config)
         self.method: Config = config.method
         m = self.method
+        base.check_aux(config, "lambda_aux")
         self.segmenter = PSPNet(config.model)
         if m.discriminate == "scores":
             self.d = FeatureDiscriminator(NUM_CLASSES, (512, 256), m.dropout_d)

@@ -132,7 +132,7 @@ class Trainer(base.Trainer):
         with torch.no_grad():
             wanted = self.segment(real)
         scores = self.segment(fake)
-        agreement = (scores.argmax(1) == wanted.argmax(1)).float().mean()
+        agreement = (scores.detach().max(1).indices == wanted.max(1).indices).float().mean()  # argmax, but faster
         if self.method.semantic == "scores":
             return score_distance(scores, wanted), agreement
         if label is None:

@@ -13,6 +13,7 @@ not even for batch statistics.
 
 from typing import ClassVar
 
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from da.data.loaders import Batch
@@ -22,7 +23,7 @@ from da.trainers import base
 
 
 class Config(base.SegmenterSGD):
-    lambda_aux: float = 0.4  # weight of the auxiliary head's loss
+    lambda_aux: NonNegativeFloat = 0.4  # weight of the auxiliary head's loss
 
 
 class Trainer(base.Trainer):
@@ -31,6 +32,7 @@ class Trainer(base.Trainer):
     def __init__(self, config: base.Experiment) -> None:
         super().__init__(config)
         self.method: Config = config.method
+        base.check_aux(config, "lambda_aux")
         self.segmenter = PSPNet(config.model)
         self.modules = {"segmenter": self.segmenter}
         self.optimizers = {"segmenter": self.method.build(self.segmenter)}

@@ -3,7 +3,6 @@
 import resource
 import signal
 import warnings
-import zipfile
 
 import pytest
 import torch
@@ -53,7 +52,7 @@ def test_damage_is_found_and_named(tmp_path, damage):
         path.write_text("not a checkpoint")
     else:
         torch.save({"weights": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match=r"a\.pt: (corrupt|not a checkpoint)") as caught:
+    with pytest.raises(UserError, match=r"a\.pt: corrupt") as caught:
         checkpoint.load(path)
     assert "\n" not in str(caught.value)
 
@@ -68,32 +67,20 @@ def test_no_flipped_bit_goes_unseen(tmp_path):
             checkpoint.load(path)
 
 
-def test_the_seal_is_invisible_to_torch_and_one_may_be_missing(tmp_path):
-    checkpoint.save(tmp_path / "sealed.pt", STATE)
-    torch.save(STATE, tmp_path / "older.pt")
+def test_the_seal_is_invisible_to_torch(tmp_path):
+    checkpoint.save(tmp_path / "a.pt", STATE)
     with warnings.catch_warnings(action="error"):
-        torch.load(tmp_path / "sealed.pt", weights_only=True)
-        assert checkpoint.load(tmp_path / "older.pt")["step"] == 3
-
-
-def test_an_older_checkpoint_whose_records_look_compressed_is_corrupt(tmp_path):
-    path = tmp_path / "a.pt"
-    torch.save(STATE, path)
-    data = bytearray(path.read_bytes())
-    data[data.rindex(b"PK\1\2") + 10] = zipfile.ZIP_DEFLATED  # `zipfile` then raises what zlib does
-    path.write_bytes(data)
-    with pytest.raises(checkpoint.Broken, match=r"a\.pt: corrupt"):
-        checkpoint.load(path)
+        assert torch.load(tmp_path / "a.pt", weights_only=True)["step"] == 3
 
 
 def test_an_error_without_a_text_is_told_by_its_name(tmp_path, monkeypatch):
-    torch.save(STATE, tmp_path / "a.pt")
+    checkpoint.save(tmp_path / "a.pt", STATE)
 
     def fail(*_, **__):
         raise EOFError
 
     monkeypatch.setattr(torch, "load", fail)
-    with pytest.raises(checkpoint.Broken, match=r"\(EOFError\)"):
+    with pytest.raises(UserError, match=r"\(EOFError\)"):
         checkpoint.load(tmp_path / "a.pt")
 
 
@@ -104,11 +91,10 @@ class NoMemory(RuntimeError):
         super().__init__("[enforce fail at alloc_cpu.cpp:130] . DefaultCPUAllocator: can't allocate memory")
 
 
-@pytest.mark.parametrize("seal", ["sealed", "older"])
 @pytest.mark.parametrize("fault", [NoMemory, lambda *_, **__: OSError(5, "Input/output error"), MemoryError])
-def test_a_machine_that_cannot_read_leaves_checkpoints_alone(tmp_path, monkeypatch, fault, seal):
+def test_a_machine_that_cannot_read_leaves_checkpoints_alone(tmp_path, monkeypatch, fault):
     for name in ("last.pt", "previous.pt"):
-        checkpoint.save(tmp_path / name, STATE) if seal == "sealed" else torch.save(STATE, tmp_path / name)
+        checkpoint.save(tmp_path / name, STATE)
 
     def fail(*_, **__):
         raise fault()

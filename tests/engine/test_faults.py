@@ -57,7 +57,7 @@ def test_a_corrupt_last_checkpoint_is_named_and_the_one_before_it_continues(comm
     capsys.readouterr()
     assert main(command) == 0
     said = capsys.readouterr().out
-    assert f"warning: {last}: corrupt or truncated checkpoint" in said
+    assert f"warning: {last}: corrupt, truncated" in said
     assert "continuing from step 2" in said
     assert all(torch.equal(value, finished[key]) for key, value in weights(run).items())
 

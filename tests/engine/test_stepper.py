@@ -111,6 +111,16 @@ def test_state_round_trip_continues_exactly():
     assert torch.equal(straight.trainer.layer.weight, second.trainer.layer.weight)
 
 
+def test_a_checkpoint_of_a_gpu_continues_without_its_kernels():
+    """They are a property of the device, and `load_state_dict` of torch takes them over."""
+    first, second = stepper(), stepper()
+    state = first.state_dict()
+    for group in state["optimizers"]["layer"]["param_groups"]:
+        group["fused"] = True
+    second.load_progress(state)
+    assert not any(group["fused"] for group in second.trainer.optimizers["layer"].param_groups)
+
+
 @pytest.mark.parametrize(("instructions", "expected"), [(True, "bf16"), (False, "fp32")])
 def test_auto_is_bf16_only_where_the_cpu_computes_in_it(monkeypatch, instructions, expected):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)

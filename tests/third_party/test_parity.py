@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 
+from da.nets.pspnet import Scores
 from third_party.convert import convert
 from third_party.kinds import KINDS
 
@@ -66,10 +67,8 @@ def test_mmsegmentation_pspnet(depth, size):
     with torch.no_grad():
         features = theirs.extract_feat((image - MEAN) / STD)
         main, aux = theirs.decode_head(features), theirs.auxiliary_head(features)
-        found = ours.scores(image)
-        agree(found.main, main)
-        agree(found.aux, aux)
-        del found
+        agree(ours.scores(image).main, main)
+        agree(ours.aux(ours.features(image).layer3), aux)
         agree(ours(image).main, F.interpolate(main, size, mode="bilinear", align_corners=False))
 
 
@@ -173,7 +172,8 @@ def test_semseg_pspnet():
     image = picture(89, 121)
     with torch.no_grad():
         main, aux = theirs((image - MEAN) / STD)
-        found = ours(image)
+        features = ours.features(image)
+        found = ours.upsample(Scores(ours.cls(features.pyramid), ours.aux(features.layer3)), image.shape[-2:])
     agree(found.main, main)
     agree(found.aux, aux)
 

@@ -7,6 +7,7 @@ import torch
 from tiny import METHOD_FILES, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from da.config import UserError
 from da.data.loaders import Batch
 from da.run import train
 from da.trainers import base
@@ -173,11 +174,15 @@ class TestAdaptSegNet:
         assert not torch.equal(plain_mean, mixed_mean)
 
     def test_least_squares_and_missing_aux(self, make):
-        from da.config import UserError
-
         scalars = make("adaptsegnet_ls").step(batch(), backward)
         assert 0 < scalars["loss/d_main"] < 2
         with pytest.raises(UserError, match=r"model\.aux=true"):
             make("adaptsegnet_multi", "model.aux=false")
         with pytest.raises(UserError, match="target_forward_only=true"):
             make("adaptsegnet_single", "method.lambda_adv_main=0")
+
+    @pytest.mark.parametrize("name", ["source_only", "cycada_feature"])
+    def test_a_loss_of_a_head_that_is_not_there_is_refused(self, make, name):
+        with pytest.raises(UserError, match=r"method\.lambda_aux: needs model\.aux=true"):
+            make(name, "model.aux=false")
+        make(name, "model.aux=false", "method.lambda_aux=0")
