@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "evaluate",
         help="score runs or checkpoints on their validation split, side by side",
         description="Score run folders or checkpoint files on their validation split and print one table. The result "
-        "is also written beside each run, as evaluation_<checkpoint>[_<protocol>][_<data.val settings>].json.",
+        "is also written beside each run, as evaluation_<checkpoint>[_<protocol>][_<settings>].json.",
     )
     evaluate.add_argument("words", nargs="+", metavar="RUN | key=value", help="run folders or checkpoints; overrides")
     evaluate.add_argument(
@@ -127,12 +127,12 @@ def parser() -> argparse.ArgumentParser:
         "eval.input_size=null leaves them as they are.",
     )
     predict.add_argument("run", type=Path, metavar="CHECKPOINT", help="run folder or checkpoint file")
-    predict.add_argument("words", nargs="+", metavar="INPUT | key=value", help="what to segment; eval.* overrides")
+    predict.add_argument("words", nargs="*", metavar="INPUT | key=value", help="what to segment; eval.* overrides")
     predict.add_argument("-o", "--out", type=Path, required=True, help="folder for the results and legend.png")
     predict.add_argument(
         "--what",
         nargs="+",
-        choices=("overlay", "color", "labelIds", "probabilities"),
+        metavar="KIND",
         default=["overlay"],
         help="overlay: colours over the picture (default); color: colours alone; labelIds: PNG of Cityscapes ids; "
         "probabilities: compressed NumPy file",
@@ -353,14 +353,19 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from da.predict import predict
+    from da.predict import KINDS, predict
 
-    inputs, overrides = _split(options.words)
+    kinds = [word for word in options.what if word in KINDS]
+    more = [word for word in options.what if word not in KINDS]  # inputs and overrides may stand behind --what
+    unknown = [word for word in more if not (os.path.exists(word) or "=" in word or "%" in word)]
+    if unknown or not kinds:
+        raise UserError(f"--what {' '.join(unknown)}: known are {', '.join(KINDS)}")
+    inputs, overrides = _split([*options.words, *more])
     if not inputs:
         raise UserError("name a picture, a folder, a video, or a sequence such as frames/%06d.png")
     if not 0 <= options.opacity <= 1:
         raise UserError(f"--opacity {options.opacity}: give a number from 0 to 1")
-    skipped = predict(options.run, options.checkpoint, inputs, options.out, options.what, options.opacity, overrides)
+    skipped = predict(options.run, options.checkpoint, inputs, options.out, kinds, options.opacity, overrides)
     return 1 if skipped else 0
 
 

@@ -19,6 +19,7 @@ from da.data.loaders import resolve_root, val_samples, workers_watched
 from da.data.transforms import FolderConfig
 from da.engine import dist, run_files
 from da.engine.log import say
+from da.engine.stepper import definite
 from da.evaluation import official, visualize
 from da.evaluation.infer import EvalConfig
 from da.evaluation.metrics import scores
@@ -50,8 +51,8 @@ def evaluate_runs(
     export: Path | None = None,
     compare_official: bool = False,
 ) -> list[dict[str, Any]]:
-    """Score checkpoints on their validation split and write `evaluation_<which>[_<protocol>][_<data>].json` beside
-    each; `<data>` are the `data.val.` settings of `overrides`: no other images replace a result on the run's own.
+    """Score checkpoints on their validation split and write `evaluation_<which>[_<protocol>][_<settings>].json` beside
+    each; `<settings>` are those of `overrides`, so that no result replaces one that was measured otherwise.
 
     Where no pixel has a label, as in Cityscapes' test split, there are predictions and no result.
 
@@ -59,7 +60,7 @@ def evaluate_runs(
         runs: run folders or checkpoint files.
         which: `last` or `best` of a run folder.
         overrides: `key=value` settings of the evaluation; they win over a protocol, whose name then says so
-            (`hrda+flip`).
+            (`hrda+flip=true`).
         figure: PNG to draw the same validation images to: image, label, one prediction per result.
         protocols: names in `experiments/tables/protocols.yaml`; none: as the run's own `eval:` section says.
         export: folder for every prediction, `<result>/labelIds/*.png` (what the Cityscapes server takes) and
@@ -74,11 +75,11 @@ def evaluate_runs(
     for title, entry in named.items():
         if entry.assumed:
             say(f"protocol {title}: assumed or done otherwise here: {entry.assumed}")
-    changed = [key.removeprefix("eval.") for key in flatten(read_tree((), overrides).values) if key.startswith("eval.")]
-    choices: list[tuple[str | None, Protocol | None]] = [(None, None)]
+    changed, elsewhere = _named_settings(overrides)
+    choices: list[tuple[str, Protocol | None]] = [("+".join(changed), None)]
     if named:
         choices = [("+".join([title, *changed]), entry) for title, entry in named.items()]
-    names = [run.name if run.is_dir() else f"{run.parent.parent.name}/{run.stem}" for run in runs]
+    names = [_name(run) for run in runs]
     if export:
         _refuse_to_mix([_exported(export, name, label) for name in names for label, _ in choices])
     if compare_official:  # refused before anything is scored
@@ -91,7 +92,10 @@ def evaluate_runs(
     for run, name in zip(runs, names):
         path = checkpoint_path(run, which)
         own, trainer, step = restore(path, overrides)
-        stepper = make_stepper(trainer, own, dist.pick_device(own.run.device))
+        device = dist.pick_device(own.run.device)
+        run_config = own.run.model_copy(update={"precision": definite(own.run.precision, device)})
+        own = own.model_copy(update={"run": run_config})
+        stepper = make_stepper(trainer, own, device)
         has_labels = _has_labels(own.data.val)
         if not has_labels and not export:
             raise UserError(f"{own.data.val.root}: no labels of split test to score; --export DIR writes predictions")
@@ -113,7 +117,7 @@ def evaluate_runs(
                 found = {
                     "run": name,
                     **protocol(config),
-                    **(_named(label, chosen) if label and chosen else {}),
+                    **(_named(label, chosen) if chosen else {}),
                     "checkpoint": kind,
                     "checkpoint_file": str(path),
                     "step": step,
@@ -124,7 +128,7 @@ def evaluate_runs(
                 if compare_official and to:
                     found["official_mIoU"] = _compare_official(config, to, counts, title)
             results.append(found)
-            file = "_".join(filter(None, ("evaluation", kind, label, _data_named(overrides)))) + ".json"
+            file = "_".join(filter(None, ("evaluation", kind, label, *elsewhere))) + ".json"
             run_files.write_text((run if run.is_dir() else run.parent) / file, json.dumps(found) + "\n")
     if figure:
         rows = [[r[0][0], r[0][2], *(column[1] for column in r)] for r in zip(*columns)]
@@ -141,14 +145,24 @@ def _has_labels(val: FolderConfig) -> bool:
     return len(folders.missing_labels(samples)) < len(samples)
 
 
-def _data_named(overrides: Sequence[str]) -> str:
-    """The values of the `data.val.` settings as a part of a file name."""
-    given = flatten(read_tree((), overrides).values)
-    values = [str(given[key]) for key in sorted(given) if key.startswith("data.val.")]
-    return re.sub(r"[^\w.]+", "-", "_".join(values)).strip("-")[-100:]
+def _name(run: Path) -> str:
+    """What results call a run folder or a checkpoint file."""
+    run = run.resolve()
+    if run.is_dir():
+        return run.name
+    return f"{run.parent.parent.name}/{run.stem}" if run.parent.name == "checkpoints" else run.stem
 
 
-def _exported(export: Path, name: str, label: str | None) -> Path:
+def _named_settings(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The settings that change a result, as parts of a file name: `eval.` as `key=value`, and the values of others."""
+    given = sorted(flatten(read_tree((), overrides).values).items())
+    changed = [f"{key.removeprefix('eval.')}={json.dumps(value)}" for key, value in given if key.startswith("eval.")]
+    others = [str(value) for key, value in given if key.startswith("data.val.") or key == "run.precision"]
+    plain = [[re.sub(r"[^\w.=]+", "-", text).strip("-")[-100:] for text in part] for part in (changed, others)]
+    return plain[0], plain[1]
+
+
+def _exported(export: Path, name: str, label: str) -> Path:
     return export / "-".join(filter(None, (name.replace("/", "-"), label)))
 
 

@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -22,7 +22,23 @@ from da.evaluation.infer import EvalConfig, predict_labels, predict_probabilitie
 from da.evaluation.official import save_label_ids
 
 Kind = Literal["overlay", "color", "labelIds", "probabilities"]
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+KINDS = get_args(Kind)
+PICTURES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".ppm",
+    ".pgm",
+    ".pnm",
+    ".gif",
+    ".jp2",
+    ".jfif",
+    ".avif",
+)
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 NUMBER = re.compile(r"%\d*d")  # in the name of an image sequence
 SEQUENCE_RATE = 25.0  # frames per second of the video made from an image sequence
@@ -108,12 +124,20 @@ def _jobs(text: str, out: Path) -> Iterator[_Job]:
         found = [p for p in found if not p.parent.resolve().is_relative_to(out.resolve())]  # results of an earlier call
         if not found:
             yield _Job("", path, False, f"no picture or video; known are {', '.join(PICTURES + VIDEOS)}")
+        _tell_left_aside(path, found)
         for file in found:
             yield _Job(str(file.relative_to(path).with_suffix("")), file, file.suffix.lower() in VIDEOS)
     elif _is_sequence(path):
         yield _Job(NUMBER.sub("", path.stem).strip("_-. ") or path.parent.name or "sequence", path, True)
     else:
         yield _Job(path.stem, path, path.suffix.lower() in VIDEOS)
+
+
+def _tell_left_aside(folder: Path, found: Sequence[Path]) -> None:
+    files = [p for p in folder.rglob("*") if p.is_file() and p.suffix.lower() not in PICTURES + VIDEOS]
+    if found and files:
+        suffixes = sorted({p.suffix or p.name for p in files})
+        say(f"{folder}: {len(files)} files left aside, their names are not those of pictures: {', '.join(suffixes)}")
 
 
 def _is_sequence(path: Path) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from da.config import Tree, UserError
@@ -92,6 +93,8 @@ def draw_examples(block: Block, count: int) -> tuple[list[page.Example], list[st
     examples: list[page.Example] = []
     for same in zip(*found.values()):
         image, _, label, _ = same[0]
+        if image.shape != label.shape:  # `eval.label_size`
+            image = cv2.resize(image, label.shape[1::-1], interpolation=cv2.INTER_AREA)
         examples.append(page.Example(image, label, {name: row[1] for name, row in zip(found, same)}))
     return examples, remarks
 

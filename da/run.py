@@ -295,21 +295,25 @@ def protocol(config: base.Experiment) -> dict[str, Any]:
         "weights": config.model.weights,
         "val": config.data.val.model_dump(mode="json"),
         "protocol": config.eval.model_dump(mode="json"),
+        "precision": config.run.precision,
         "images": _identity(config.data.val),
     }
 
 
 def _identity(val: FolderConfig) -> dict[str, Any]:
     """Which images a number was measured on: how many, the size (width, height) of their labels where it is the same
-    for all, and a hash of their names."""
+    for all, and a hash of all names and of the pixels of three."""
     samples = folders.module_of(val.dataset).index(resolve_root(val), val.split)
     sizes = set()
     for sample in samples:
         assert sample.label
         with Image.open(sample.label) as label:
             sizes.add(label.size)
-    names = hashlib.sha256("\n".join(sample.name for sample in samples).encode()).hexdigest()[:12]
-    return {"count": len(samples), "size": list(sizes.pop()) if len(sizes) == 1 else None, "names": names}
+    digest = hashlib.sha256("\n".join(sample.name for sample in samples).encode())
+    for sample in (samples[0], samples[len(samples) // 2], samples[-1]):
+        digest.update(folders.read_image(sample.image).tobytes())
+    size = list(sizes.pop()) if len(sizes) == 1 else None
+    return {"count": len(samples), "size": size, "hash": digest.hexdigest()[:12]}
 
 
 def hyperparameters(config: base.Experiment) -> dict[str, str | int]:

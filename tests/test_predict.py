@@ -66,7 +66,10 @@ def test_folder_results_and_skipped_inputs(run, tmp_path, photo, capsys):
     Image.fromarray(photo[:20]).save(images / "a.jpg")  # the same name as a.png but for the suffix
     (images / "notes.txt").write_text("no picture")
     kinds = ["overlay", "color", "labelIds", "probabilities"]
-    assert main(["predict", str(run), str(images), "-o", str(out), "--what", *kinds]) == 0
+    assert main(["predict", str(run), "-o", str(out), "--what", *kinds, str(images), "run.precision=fp32"]) == 0
+    assert "1 files left aside, their names are not those of pictures: .txt" in capsys.readouterr().out
+    assert main(["predict", str(run), str(images), "-o", str(out), "--what", "colour"]) == 2
+    assert "--what colour: known are overlay, color" in capsys.readouterr().err
     assert (out / "legend.png").exists()
     first, second = np.load(out / "a_probabilities.npz"), np.load(out / "a-2_probabilities.npz")
     assert {first["probabilities"].shape, second["probabilities"].shape} == {(19, 40, 56), (19, 20, 56)}

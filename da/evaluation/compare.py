@@ -22,6 +22,7 @@ from da.evaluation.report import TRANSLATORS, describe_images
 BASELINE, ORACLE = "source_only", "oracle"
 TRANSLATED = "‡"  # marks a translation run
 FREE_KEYS = ("seed", "name", "experiment", "data.workers", "run.device", "run.time_limit", "run.pictures", "eval.")
+PUBLISHED_ON = "Cityscapes val"  # the data set of published rows that own rows can be compared with
 CITYSCAPES_VAL = (500, [2048, 1024])  # images; width and height of the labels
 
 # What is read from the files of a run folder: key -> type.
@@ -64,6 +65,16 @@ class Run:
         return str(self.config["name"])
 
     @property
+    def backbone(self) -> str:
+        return str(self.config["model"]["backbone"])
+
+    @property
+    def weights(self) -> str:
+        """That the backbone began with: `random`, `imagenet`, or the name of a file."""
+        weights = str(self.config["model"].get("weights", "imagenet"))
+        return "random" if weights == "none" else Path(weights).name
+
+    @property
     def root(self) -> Path:
         """The folder of all runs, as `--runs` names it."""
         return self.folder.resolve().parent.parent
@@ -85,7 +96,7 @@ class Row:
         name: of the experiment; with the folder of runs behind it for runs that lie in another one than most.
         scores: by seed, of the last checkpoint, in percent, as `da.evaluation.metrics.scores` names them.
         best: the same of the checkpoint with the highest validation score; `mIoU` alone where it was not evaluated.
-        confusion: (19, 19) counts summed over the seeds that were evaluated; None where none was.
+        confusion: (19, 19) counts summed over the seeds that were evaluated, `evaluated`; None where none was.
         validated: the runs that were validated under the block's protocol, on its images, while they trained.
         notes: what a reader must know, such as an unfinished seed.
     """
@@ -95,6 +106,7 @@ class Row:
     scores: dict[int, dict[str, float]]
     best: dict[int, dict[str, float]]
     confusion: np.ndarray | None
+    evaluated: list[int]
     validated: list[Run]
     notes: list[str]
 
@@ -107,6 +119,11 @@ class Row:
     def title(self) -> str:
         """The name, marked where a reader must not take the row for a method's."""
         return f"{self.name} {TRANSLATED}" if self.is_translation else self.name
+
+    @property
+    def network(self) -> str:
+        """Backbone and the weights it began with; where the runs differ in it, each."""
+        return "; ".join(dict.fromkeys(f"PSPNet-{run.backbone}, {run.weights}" for run in self.runs))
 
     @property
     def is_scored(self) -> bool:
@@ -209,6 +226,7 @@ def _read_run(folder: Path) -> Run:
     summary = _read_result(path, "train again")
     files = sorted(folder.glob("evaluation_*.json"))
     steps = {"last": summary["step"], "best": summary.get("best", {}).get("step")}
+    own = config["run"].get("precision")
     results, notes = [], []
     for file, found in [(path, summary), *((file, _read_result(file, "evaluate the run again")) for file in files)]:
         which, step = found["checkpoint"], found["step"]
@@ -216,6 +234,10 @@ def _read_run(folder: Path) -> Run:
             notes.append(
                 f"{folder.name}: {file.name} is left out: it is of step {step}, the run's `{which}` checkpoint of step "
                 f"{steps.get(which)}; evaluate it again"
+            )
+        elif found.get("precision", own) != own:
+            notes.append(
+                f"{folder.name}: {file.name} is left out: scored in {found['precision']}, the run's own is {own}"
             )
         elif "mIoU" not in found["scores"]:
             notes.append(f"{folder.name}: {file.name} is left out: no mIoU in it, as of images without labels")
@@ -290,7 +312,7 @@ def compare(runs: Sequence[Run], published: Published, expected: Sequence[str] =
             by_name[run.name + places[run.root]].append((run, result))
         rows = sorted((_row(name, found) for name, found in by_name.items()), key=_order)
         here = [p for p in published.rows if p.table == key.experiment]
-        same = [p for p in here if published.protocols[p.protocol].matches(protocol)]
+        same = [p for p in here if p.dataset == PUBLISHED_ON and published.protocols[p.protocol].matches(protocol)]
         apart = _not_the_published_images(key) if same and any(row.is_scored for row in rows) else ""
         if apart:
             same = []
@@ -335,13 +357,13 @@ def _group(runs: Sequence[Run]) -> dict[_Key, list[Member]]:
 
 
 def _data(key: _Key, others: Iterable[_Key]) -> str:
-    """The validation images in words; with the hash of their names where another block differs in nothing else."""
+    """The validation images in words; with their hash where another block differs in nothing else."""
     images = json.loads(key.images)
     text = f"{key.dataset} {key.split}, {describe_images(images)}"
     alike = [
         o for o in others if o[:-1] == key[:-1] and describe_images(json.loads(o.images)) == describe_images(images)
     ]
-    return f"{text} (names {images['names']})" if len(alike) > 1 else text
+    return f"{text} (hash {images['hash']})" if len(alike) > 1 else text
 
 
 def _not_the_published_images(key: _Key) -> str:
@@ -425,7 +447,7 @@ def _row(name: str, members: list[Member]) -> Row:
             notes.append(f"{name}: {run.folder.name} differs from {runs[0].folder.name} in {'; '.join(changed)}")
     validated = [run for run, result in members if result in (None, run.summary)]
     confusion = np.sum(list(confusions.values()), axis=0) if confusions else None
-    return Row(name, runs, scores, best, confusion, validated, notes)
+    return Row(name, runs, scores, best, confusion, sorted(confusions), validated, notes)
 
 
 def _any_seed(run: Run) -> dict[str, Any]:

@@ -259,7 +259,8 @@ def _confusion(block: Block) -> str:
     for row in rows:
         assert row.confusion is not None
         chart = charts.confusion(row.confusion, NAMES)
-        panels.append(f"<figure><figcaption>{escape(row.title)}</figcaption>{chart}</figure>")
+        part = "" if len(row.evaluated) >= len(row.scores) else f" (seed {', '.join(map(str, row.evaluated))} only)"
+        panels.append(f"<figure><figcaption>{escape(row.title + part)}</figcaption>{chart}</figure>")
     without = [row.title for row in block.rows if row.scores and row.confusion is None]
     hint = "Rows are labels, columns predictions; each row is divided by its sum. Green: right; red: wrong."
     if without:

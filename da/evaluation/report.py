@@ -49,7 +49,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     if len(protocols) > 1:
         lines.append("NOT COMPARABLE, protocols differ:")
     lines += ["", *(f"protocol: {text}" for text in sorted(protocols))]
-    images = {f"{describe_images(r['images'])} (names {r['images']['names']})" for r in results if r.get("images")}
+    images = {f"{describe_images(r['images'])} (hash {r['images']['hash']})" for r in results if r.get("images")}
     if len(images) > 1:
         lines += ["NOT COMPARABLE, validation images differ:", *sorted(images)]
     if any(r["checkpoint"] == "best" for r in results):

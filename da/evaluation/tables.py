@@ -53,10 +53,9 @@ def _filled(header: Sequence[str], lines: Sequence[Line]) -> tuple[list[str], li
 
 
 def _own(block: Block, row: Row) -> Line:
-    backbone = f"PSPNet-{row.runs[0].config['model']['backbone']}"
     means = [f"mIoU{classes}" for classes in _other_means(block)]
     if not row.is_scored:
-        return Line("absent", [row.title, row.runs[0].state, *[""] * (len(means) + 6), backbone, ""])
+        return Line("absent", [row.title, row.runs[0].state, *[""] * (len(means) + 6), row.network, ""])
     theirs = difference = ""
     if found := block.comparison(row):
         over = "" if found.classes == block.classes else f" (mIoU{found.classes})"
@@ -74,7 +73,7 @@ def _own(block: Block, row: Row) -> Line:
             theirs,
             difference,
             ", ".join(map(str, sorted(row.scores or row.best))),
-            backbone,
+            row.network,
             "",
         ],
     )
@@ -207,12 +206,14 @@ def markdown(blocks: Sequence[Block], published: Published) -> str:
 
 def other_table(block: Block, published: Published) -> tuple[list[str], list[Line]]:
     """Published rows that nothing is compared with, with every mean they have."""
-    header = ["method", "backbone", *MEANS.values(), "protocol", "checkpoint", "source"]
+    header = ["method", "data", "backbone", *MEANS.values(), "protocol", "checkpoint", "source"]
+    several = len({row.dataset for row in block.others}) > 1
     lines = []
     for row in block.others:
         figures = [_exact(row.mean(classes)) for classes in MEANS]
         protocol = published.protocols[row.protocol].text
-        lines.append(Line("published", [_marked(row), row.backbone, *figures, protocol, row.checkpoint, row.source]))
+        first = [_marked(row), row.dataset if several else "", row.backbone]
+        lines.append(Line("published", [*first, *figures, protocol, row.checkpoint, row.source]))
     return _filled(header, lines)
 
 
@@ -226,9 +227,11 @@ CSV_HEADER = (
     "experiment",
     "method",
     "backbone",
+    "weights",
     "seed",
     "state",
     "checkpoint",
+    "step",
     "protocol",
     "data",
     "comparable",
@@ -248,15 +251,16 @@ def csv_text(blocks: Sequence[Block], published: Published) -> str:
         where = {"experiment": block.experiment, "data": block.data}
         own = where | {"kind": "own", "protocol": describe_protocol(block.protocol) if block.protocol else ""}
         for row in block.rows:
-            named = own | {"method": row.title, "backbone": f"PSPNet-{row.runs[0].config['model']['backbone']}"}
-            for seed, state in sorted({int(run.config["seed"]): run.state for run in row.runs}.items()):
-                of_seed = named | {"seed": seed, "state": state}
-                results = {"last": row.scores.get(seed), BEST: row.best.get(seed)}
-                for checkpoint, scores in results.items():
+            for seed, run in sorted({int(run.config["seed"]): run for run in row.runs}.items()):
+                network = {"backbone": f"PSPNet-{run.backbone}", "weights": run.weights}
+                of_seed = own | {"method": row.title, "seed": seed, "state": run.state} | network
+                last, best = (run.summary or {}).get("step"), (run.summary or {}).get("best", {}).get("step")
+                results = {"last": (row.scores.get(seed), last), BEST: (row.best.get(seed), best)}
+                for checkpoint, (scores, step) in results.items():
                     if scores:
-                        of_result = {"checkpoint": checkpoint, "comparable": "yes"}
+                        of_result = {"checkpoint": checkpoint, "step": step, "comparable": "yes"}
                         writer.writerow(of_seed | of_result | {k: v for k, v in scores.items() if k in keys})
-                if not any(results.values()):
+                if not any(scores for scores, _ in results.values()):
                     writer.writerow(of_seed)
         for name in block.missing:
             writer.writerow(own | {"method": name, "state": "not run"})
@@ -328,7 +332,7 @@ def _below(texts: Sequence[str]) -> list[str]:
 
 def _listing(block: Block, header: Sequence[str], lines: Sequence[Line]) -> str:
     """Published rows over as many pages as they need."""
-    widths = {"method": 0.18, "backbone": 0.12, "protocol": 0.16, "checkpoint": 0.13, "source": 0.13}
+    widths = {"method": 0.18, "data": 0.08, "backbone": 0.12, "protocol": 0.16, "checkpoint": 0.13, "source": 0.13}
     columns = "".join(WRAPPED % widths[name] if name in widths else "r" for name in header)
     caption = f"\\caption{{{_escape(f'{title(block)}. {others_title(block)}.')}}}\\\\"
     body = _tabular(header, lines, columns, environment="longtable").split("\n")

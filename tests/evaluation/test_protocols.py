@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from tiny import tiny
 
 from da.cli import main
+from da.engine import checkpoint
 from da.evaluate import evaluate_runs, named_protocols
 from da.evaluation import official
 from da.evaluation.metrics import ConfusionMatrix, mean_iou, official_mean_iou
@@ -36,7 +38,10 @@ def test_one_command_scores_under_several_protocols(run, capsys):
     told = capsys.readouterr().out
     assert "NOT COMPARABLE" in told
     assert "protocol dacs: assumed or done otherwise here: align_corners true" in told
-    for name in ("hrda+flip+input_size", "dacs+flip+input_size"):  # no longer what the authors measured
+    for name in (
+        "hrda+flip=true+input_size=-64-32",
+        "dacs+flip=true+input_size=-64-32",
+    ):  # no longer what the authors measured
         found = json.loads((run / f"evaluation_last_{name}.json").read_text())
         assert found["protocol_name"] == name
         assert found["published_checkpoint"]
@@ -123,14 +128,39 @@ def test_results_name_the_images_they_were_measured_on(run, cityscapes_root):
             path.unlink()
     (fewer,) = evaluate_runs([run], "last", [])
     assert fewer["images"]["count"] == stored["count"] - 1
-    assert fewer["images"]["names"] != stored["names"]
+    assert fewer["images"]["hash"] != stored["hash"]
+
+
+def test_other_pictures_under_the_same_names_are_other_images(run, cityscapes_root):
+    (own,) = evaluate_runs([run], "last", [])
+    for path in (cityscapes_root / "leftImg8bit/val").glob("*/*"):
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    (inverted,) = evaluate_runs([run], "last", [])
+    assert inverted["images"]["hash"] != own["images"]["hash"]
+
+
+def test_no_setting_replaces_a_result_under_another(run):
+    settings = ([], ["eval.flip=true"], ["eval.flip=false"], ["run.precision=bf16"])
+    found = [evaluate_runs([run], "last", one)[0] for one in settings]
+    files = {path.name: json.loads(path.read_text()) for path in run.glob("evaluation_*")}
+    names = ("evaluation_last", "evaluation_last_flip=true", "evaluation_last_flip=false", "evaluation_last_bf16")
+    assert files == {f"{name}.json": result for name, result in zip(names, found)}
+    assert [result["precision"] for result in found] == ["fp32", "fp32", "fp32", "bf16"]
+
+
+def test_a_file_outside_a_run_folder_is_called_by_its_name(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (run / "checkpoints/last.pt").rename("psp.pt")
+    (result,) = evaluate_runs([Path("psp.pt")], "last", [], export=tmp_path / "out")
+    assert result["run"] == "psp"
+    assert (tmp_path / "out/psp/labelIds").is_dir()
 
 
 def test_scores_that_are_no_numbers_are_refused(run, capsys):
     path = run / "checkpoints/last.pt"
     state = torch.load(path, weights_only=True)
     state["modules"]["segmenter"]["cls.4.bias"].fill_(math.nan)
-    torch.save(state, path)
+    checkpoint.save(path, state)
     assert main(["evaluate", str(run)]) == 2
     assert "not finite" in capsys.readouterr().err
 

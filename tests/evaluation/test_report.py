@@ -26,8 +26,8 @@ TRAINERS |= {"oracle": "source_only", "cycada_feature_only": "cycada_feature"}
 OWN_SIZE = GTA_PROTOCOL | {"input_size": None}
 
 
-CITYSCAPES_VAL = {"count": 500, "size": [2048, 1024], "names": "0123456789ab"}
-CAMVID = {"count": 62, "size": [320, 240], "names": "ba9876543210"}
+CITYSCAPES_VAL = {"count": 500, "size": [2048, 1024], "hash": "0123456789ab"}
+CAMVID = {"count": 62, "size": [320, 240], "hash": "ba9876543210"}
 
 
 def write_run(root, name, seed, miou, protocol=OWN_SIZE, experiment="mini", images=None, folder=None, **settings):
@@ -204,7 +204,7 @@ def test_published_rows_are_of_the_val_split(tmp_path):
 
 
 def test_different_images_never_share_a_table(tmp_path):
-    other = CAMVID | {"names": "ffffffffffff"}
+    other = CAMVID | {"hash": "ffffffffffff"}
     for name, miou, images in (("source_only", 30.0, CAMVID), ("oracle", 50.0, CAMVID), ("oracle", 90.0, other)):
         write_run(tmp_path, name, int(miou), miou, images=images)
     blocks = blocks_of(tmp_path / "mini")
@@ -213,8 +213,8 @@ def test_different_images_never_share_a_table(tmp_path):
         [("oracle", [90.0])],
     ]
     titles = [tables.title(block) for block in blocks]
-    assert "62 images of 320x240 (names ba9876543210)" in titles[0]
-    assert "(names ffffffffffff)" in titles[1]
+    assert "62 images of 320x240 (hash ba9876543210)" in titles[0]
+    assert "(hash ffffffffffff)" in titles[1]
     assert any("images differ" in note for note in tables.notes(blocks))
 
 
@@ -308,6 +308,39 @@ def test_unfinished_runs_join_the_results_of_their_protocol(tmp_path):
     write_run(tmp_path, "source_only", 0, 30.0, images=CAMVID)
     (block,) = blocks_of(tmp_path / "mini")
     assert table_of(block)["adaptsegnet_ls"]["mIoU, last"] == "unfinished, step 20 of 40"
+
+
+def test_a_result_in_another_precision_replaces_nothing(tmp_path):
+    folder = write_run(tmp_path, "oracle", 0, 50.0)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["run"]["precision"] = "bf16"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    evaluate_run(folder, OWN_SIZE, 49.9, precision="fp16", file="last_fp16")
+    (block,) = blocks_of(tmp_path / "mini")
+    assert block.row("oracle").values("mIoU") == [50.0]
+    assert any("scored in fp16, the run's own is bf16" in note for note in tables.notes([block]))
+
+
+def test_own_rows_are_compared_with_published_ones_of_cityscapes_alone(tmp_path):
+    pspnet = LITERATURE.protocols["pspnet"].eval.model_dump(mode="json")
+    write_run(tmp_path, "oracle", 0, 70.0, pspnet, "supervised", CITYSCAPES_VAL)
+    (block,) = blocks_of(tmp_path / "supervised")
+    assert {row.dataset for row in block.published} == {"Cityscapes val"}
+    header, lines = tables.other_table(block, LITERATURE)
+    assert {line.cells[header.index("data")] for line in lines} >= {"ADE20K val", "Cityscapes val"}
+
+
+def test_each_line_names_the_network_of_its_own_run(tmp_path):
+    for seed, model in enumerate(({"backbone": "resnet18", "weights": "none"}, {"backbone": "resnet101"})):
+        folder = write_run(tmp_path, "oracle", seed, 50.0)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump(config | {"model": model}))
+    (block,) = blocks_of(tmp_path / "mini")
+    assert table_of(block)["oracle"]["backbone"] == "PSPNet-resnet18, random; PSPNet-resnet101, imagenet"
+    lines = [line for line in csv.DictReader(io.StringIO(tables.csv_text([block], LITERATURE))) if line["seed"]]
+    networks = {(line["seed"], line["backbone"], line["weights"]) for line in lines}
+    assert networks == {("0", "PSPNet-resnet18", "random"), ("1", "PSPNet-resnet101", "imagenet")}
+    assert {(line["checkpoint"], line["step"]) for line in lines} == {("last", "40"), (tables.BEST, "20")}
 
 
 def test_protocols_are_never_mixed(runs):
@@ -624,4 +657,4 @@ def test_results_on_different_images_are_named_on_the_terminal():
     assert "NOT COMPARABLE" not in table([same, same, unknown])
     text = table([same, other])
     assert "NOT COMPARABLE, validation images differ:" in text
-    assert "500 images of 2048x1024 (names 0123456789ab)" in text
+    assert "500 images of 2048x1024 (hash 0123456789ab)" in text
