@@ -108,7 +108,9 @@ def parser() -> argparse.ArgumentParser:
         "per class, training curves, predictions, confusion matrices, ablations. Writes index.html (one "
         "self-contained page), table.md, table.csv and table.tex (booktabs).",
     )
-    report.add_argument("run_folders", nargs="*", type=Path, metavar="RUN", help="run folders, or folders of runs")
+    report.add_argument(
+        "run_folders", nargs="*", type=Path, metavar="RUN", help="run folders, folders of runs, evaluation_*.json"
+    )
     report.add_argument(
         "--table",
         help="all runs below RUNS/TABLE, for example mini, gta2city or synthia2city; supervised: published rows",

@@ -7,7 +7,8 @@
     python -m third_party.convert mmseg pspnet_r50-d8_769x769_80k_cityscapes.pth psp50.pt model.align_corners=true
 
 `torchvision` and `caffe` give a backbone for `model.weights`; `semseg` and `mmseg` a whole segmenter of 19 classes,
-which `evaluate` scores as it is and `init` starts a training from. Every tensor must find its place: what is left
+which `evaluate` scores as it is, `report` sets beside published rows (give it the JSON file that `evaluate` wrote) and
+`init` starts a training from. Every tensor must find its place: what is left
 out is named, and anything missing, unknown or of another shape is an error.
 """
 

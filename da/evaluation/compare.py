@@ -19,6 +19,7 @@ from da.evaluation.infer import EvalConfig
 from da.evaluation.published import Published, PublishedRow
 from da.evaluation.report import TRANSLATORS, describe_images
 
+SUPERVISED = "supervised"  # the table of checkpoints that other projects trained
 BASELINE, ORACLE = "source_only", "oracle"
 TRANSLATED = "‡"  # marks a translation run
 FREE_KEYS = ("seed", "name", "experiment", "data.workers", "run.device", "run.time_limit", "run.pictures", "eval.")
@@ -38,6 +39,16 @@ CONFIG = {
     "eval": dict,
 }
 RESULT = {"checkpoint": str, "step": int, "scores": dict}
+EVALUATION = {
+    "run": str,
+    "trainer": str,
+    "seed": int,
+    "backbone": str,
+    "val": dict,
+    "precision": str,
+    "protocol": dict,
+    "checkpoint_file": str,
+}
 
 
 @dataclass(frozen=True)
@@ -198,13 +209,17 @@ class Block:
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:
-    """Read run folders; a folder without `config.yaml` is taken for a folder of runs.
+    """Read run folders; a folder without `config.yaml` is taken for a folder of runs. A file is taken for the
+    evaluation of a checkpoint without a run folder, such as a converted one: a row of table `supervised`.
 
     Raises:
         UserError: a folder that holds no run, or a file that cannot be read or lacks a key.
     """
     found: list[Run] = []
     for folder in folders:
+        if folder.is_file():
+            found.append(_read_evaluation(folder))
+            continue
         inside = (
             [folder] if (folder / "config.yaml").exists() else sorted(p.parent for p in folder.glob("*/config.yaml"))
         )
@@ -214,6 +229,22 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
             )
         found += [_read_run(run) for run in inside]
     return list({run.folder.resolve(): run for run in found}.values())
+
+
+def _read_evaluation(path: Path) -> Run:
+    result = _read_result(path, "evaluate again")
+    _require(EVALUATION, result, path, "evaluate again")
+    config = {
+        "trainer": result["trainer"],
+        "experiment": SUPERVISED,
+        "name": result["run"],
+        "seed": result["seed"],
+        "model": {"backbone": result["backbone"], "weights": result["checkpoint_file"]},
+        "data": {"val": result["val"]},
+        "run": {"steps": result["step"], "precision": result["precision"]},
+        "eval": result["protocol"],
+    }
+    return Run(Path(result["checkpoint_file"]), config, result, [], [result | {"checkpoint": "last"}], [])
 
 
 def _read_run(folder: Path) -> Run:

@@ -1,5 +1,6 @@
 """The command: what it writes, what it prints, and what it refuses."""
 
+import csv
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from torchvision.models import resnet18
 
 from da.evaluate import evaluate_runs
 from da.nets.pspnet import PSPNet, PSPNetConfig
+from da.report import report
 from da.run import restore
 from third_party.convert import main
 from third_party.kinds import CAFFE_MEAN
@@ -42,6 +44,11 @@ def test_segmenter_is_evaluated_as_it_is(semseg_file, tmp_path, capsys, cityscap
     assert config.model == PSPNetConfig(**settings, weights="none")
     results = evaluate_runs([out], "last", [f"data.val.root={cityscapes_root}", "data.workers=0"], None)
     assert 0 <= results[0]["scores"]["mIoU"] <= 100
+    (evaluation,) = tmp_path.glob("evaluation_*.json")
+    report([evaluation], "supervised", tmp_path / "runs", tmp_path / "report", 1)
+    own, *_ = csv.DictReader((tmp_path / "report/table.csv").open())
+    assert (own["method"], own["weights"], own["kind"]) == (out.stem, out.name, "own")
+    assert float(own["mIoU"]) == pytest.approx(results[0]["scores"]["mIoU"])
 
 
 def test_backbone_brings_its_input_statistics(tmp_path, capsys):
