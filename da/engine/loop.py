@@ -138,6 +138,12 @@ class Loop:
             stepper.load_progress(state)
             self.start, self.best, self.window = state["step"], state["best"], Window(state["window"])
             self.half = state.get("half")
+        found = dist.gather((self.start, self.half is not None))
+        if len(set(found)) > 1:
+            raise UserError(
+                f"{self.checkpoints}: the file system shows different files to different machines (the processes would "
+                f"continue from steps {', '.join(str(start) for start, _ in found)}); nothing was changed, run again"
+            )
         self.log: RunLog | None = None
 
     def fit(self, batches: Callable[[int], Iterator[Any]]) -> Scalars:
