@@ -88,7 +88,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     if dist.is_main():
         run_files.claim(where, config, _inputs(config))
     dist.barrier()
-    summary = run_files.read_summary(where)
+    summary = dist.gather(run_files.read_summary(where))[0]  # a shared folder may look older to other machines
     if summary:
         say(f"{where} is finished; delete it to train again, or give a new run its own name=... or seed=...")
         _tell(where, summary)

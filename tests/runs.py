@@ -1,17 +1,38 @@
 """What the tests of interrupted runs share: processes found, two runs compared, file by file and bit by bit."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from da.engine import checkpoint
+
 
 def children(process: int) -> list[int]:
     """Numbers of the processes that `process` has started."""
     listed = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True).stdout
     return [int(line) for line in listed.split()]
+
+
+def last_step(run: Path) -> int:
+    """The last one in metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+def checkpoint_step(run: Path) -> int:
+    """Of the last whole checkpoint; 0 where there is none."""
+    last = checkpoint.find_last(run / "checkpoints")
+    return checkpoint.load(last)["step"] if last else 0
+
+
+def assert_continued(said: str, step: int) -> None:
+    """What a start said: it went on from `step`, or began (0)."""
+    assert re.findall(r"continuing from step (\d+)", said) == ([str(step)] if step else []), said
 
 
 def assert_same_result(run: Path, straight: Path) -> None:

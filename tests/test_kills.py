@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,14 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import assert_same_result, children
+from runs import assert_continued, assert_same_result, checkpoint_step, children, last_step
 from tiny import REPOSITORY, overrides
 
 pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("DA_KILLS", 5))
-STEPS = 60
-LONGER = (f"run.steps={STEPS}", "run.log_every=1", "run.val_every=6", "run.save_every=4", "data.workers=1")
+STEPS, SAVED = 60, 4
+LONGER = (f"run.steps={STEPS}", "run.log_every=1", "run.val_every=6", f"run.save_every={SAVED}", "data.workers=1")
 WHAT = {"SIGKILL of one": 0, "SIGKILL of all": -signal.SIGKILL, "SIGUSR1": 75, "SIGTERM": 143}  # and the exit code
 WHEN = ("training", "validation", "checkpoint", "TensorBoard")
 
@@ -90,6 +91,16 @@ def busy(run: Path, when: str) -> Callable[[], bool]:
     }[when]
 
 
+def assert_continuations(said: str, start: int, seen: int) -> None:
+    """The script's start went on from `start`; torchrun's, after a kill, from the last checkpoint before step `seen`
+    or a later one."""
+    first, *again = said.split("a process died")
+    assert_continued(first, start)
+    for words in again:
+        step = re.search(r"continuing from step (\d+)", words)
+        assert int(step[1] if step else 0) >= (seen - 1) // SAVED * SAVED, words
+
+
 def test_kills_lose_nothing(tmp_path, gta5_root, cityscapes_root):
     settings = [*overrides(gta5_root, cityscapes_root), *LONGER]
     log = tmp_path / "log"
@@ -108,6 +119,7 @@ def test_kills_lose_nothing(tmp_path, gta5_root, cityscapes_root):
         run = runs / "mini/source_only-seed0"
         code = None
         while code != 0:
+            start, seen, said_before = checkpoint_step(run), 0, len(log.read_text())
             launched = Launched(runs, settings, log)
             allowed, began, before = {0}, time.monotonic(), metrics_lines(run)
             wait_for = before + rng.randint(1, 12)
@@ -120,6 +132,7 @@ def test_kills_lose_nothing(tmp_path, gta5_root, cityscapes_root):
                 while launched.shell.poll() is None and not now():
                     time.sleep(0.0005)
                 if launched.shell.poll() is None:
+                    seen = last_step(run)
                     launched.strike(what, ranks, rng)
                     hit = now()
                     kinds.pop(0)
@@ -128,6 +141,8 @@ def test_kills_lose_nothing(tmp_path, gta5_root, cityscapes_root):
                     print(f"{done}: {what} in {when}{'' if hit else ' (just over)'}", end=", ", flush=True)
             code = launched.shell.wait(180)
             assert code in allowed, (code, log.read_text()[-5000:])
+            assert_continuations(log.read_text()[said_before:], start, seen)
+            assert code in {0, -signal.SIGKILL} or checkpoint_step(run) == last_step(run)  # asked to stop: all is saved
             print(f"exit {code} after {time.monotonic() - began:.0f} s, {metrics_lines(run)} lines", flush=True)
         assert_same_result(run, straight.runs / "mini/source_only-seed0")
     print(f"{done} kills in {next(attempts)} runs, {hits} of them at the very moment; nothing lost")

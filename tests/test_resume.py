@@ -1,6 +1,5 @@
 """A run that is killed at any moment ends as if it had not been: weights, optimiser state and metrics are equal."""
 
-import json
 import random
 import signal
 import subprocess
@@ -9,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import assert_same_result
+from runs import assert_continued, assert_same_result, checkpoint_step, last_step
 from tiny import REPOSITORY, overrides, segmenter_checkpoint
 
 STEPS = 40
@@ -21,13 +20,6 @@ LONGER = (
     "run.precision=bf16",
     "data.workers=1",
 )
-
-
-def last_step(run: Path) -> int:
-    path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
-    return max(steps, default=0)
 
 
 @pytest.mark.slow
@@ -42,26 +34,30 @@ def test_three_kills_change_nothing(experiment, tmp_path, gta5_root, cityscapes_
             settings += ["method.blocks=1", "method.width=8"]
         return [sys.executable, "-m", "da", "train", file, *settings, "--runs", str(runs)]
 
-    def run_to_the_end(runs: Path) -> Path:
+    def run_to_the_end(runs: Path, start: int) -> Path:
         done = subprocess.run(command(runs), cwd=REPOSITORY, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+        assert_continued(done.stdout, start)
         return runs / f"mini/{experiment}-seed0"
 
-    straight = run_to_the_end(tmp_path / "straight")
+    straight = run_to_the_end(tmp_path / "straight", 0)
 
     killed = tmp_path / "killed" / f"mini/{experiment}-seed0"
     rng = random.Random()
     for low, high in ((1, 12), (14, 24), (26, 36)):
-        moment = rng.randint(low, high)
-        process = subprocess.Popen(
-            command(tmp_path / "killed"), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        moment, start = rng.randint(low, high), checkpoint_step(killed)
+        with open(tmp_path / "said", "w") as said:
+            process = subprocess.Popen(
+                command(tmp_path / "killed"), cwd=REPOSITORY, stdout=said, stderr=subprocess.DEVNULL
+            )
         while last_step(killed) < moment and process.poll() is None:
             time.sleep(0.005)
         time.sleep(rng.random() * 0.2)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not (killed / "summary.json").exists()
-    run_to_the_end(tmp_path / "killed")
+        assert_continued((tmp_path / "said").read_text(), start)
+    assert checkpoint_step(killed) >= 20
+    run_to_the_end(tmp_path / "killed", checkpoint_step(killed))
 
     assert_same_result(killed, straight)

@@ -198,6 +198,9 @@ WORKERS.set_forkserver_preload([__name__])
 # finishes: they leave these to it.
 JOB_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
+# How torch begins to say that a worker died; the second where a thread copies batches to pinned memory, on a GPU.
+WORKER_DIED = ("DataLoader worker", "Pin memory thread exited unexpectedly")
+
 
 class Loaded(Generic[T]):
     """What a DataLoader yields, with the UserErrors that its workers met raised here, in the main process."""
@@ -273,7 +276,7 @@ def workers_watched() -> Iterator[None]:
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # whose variables would keep the workers alive
         text = str(error)
-        if not (isinstance(error, RuntimeError) and text.startswith("DataLoader worker")):
+        if not (isinstance(error, RuntimeError) and text.startswith(WORKER_DIED)):
             raise
         raise UserError(
             f"a data loading process died ({text.splitlines()[0].rstrip('. ')}), most often killed by the system for "

@@ -35,20 +35,23 @@ class ImagePool:
         """Images (B, 3, H, W), detached, to show to the discriminator instead of `images`.
 
         Raises:
-            UserError: the size differs from the stored images'.
+            UserError: the size differs from the stored images' or another process's.
         """
+        if not self.capacity:
+            return images.detach()
+        sizes = [self.images[0].shape] if self.images else dist.gather(images.shape[1:])  # stored: the same everywhere
+        if any(size != images.shape[1:] for size in sizes):
+            raise UserError("the images of a run differ in size; set data.source.crop and data.target.crop")
         everyone = dist.gather_batch(images.detach())
         shown = torch.stack([self._exchange_one(image) for image in everyone])
         first = dist.rank() * len(images)
         return shown[first : first + len(images)]
 
     def _exchange_one(self, image: Tensor) -> Tensor:
-        if self.images and self.images[0].shape != image.shape:
-            raise UserError("the images of a run differ in size; set data.source.crop and data.target.crop")
         if len(self.images) < self.capacity:
             self.images.append(image.clone())
             return image
-        if not self.capacity or torch.rand((), generator=self.random) < 0.5:
+        if torch.rand((), generator=self.random) < 0.5:
             return image
         chosen = int(torch.randint(self.capacity, (), generator=self.random))
         old, self.images[chosen] = self.images[chosen].to(image.device), image.clone()

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from da.engine import dist
-from da.engine.run_files import write_text
+from da.engine.run_files import to_disk, write_text
 from da.labels import GROUPS
 
 T = TypeVar("T")
@@ -66,11 +66,11 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import custom_scalars
 
-        path = folder / "metrics.jsonl"
-        kept = [line for line in _lines(path) if _step(line) <= start]
-        write_text(path, "".join(line + "\n" for line in kept))
+        self._path = folder / "metrics.jsonl"
+        kept = [line for line in _lines(self._path) if _step(line) <= start]
+        write_text(self._path, "".join(line + "\n" for line in kept))
         threading.excepthook = _silent_on_the_board(threading.excepthook)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed in close()
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  closed in close()
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._writer = cast(Any, self._board.file_writer)  # annotated as None
         if start == 0:
@@ -98,6 +98,8 @@ class RunLog:
     def flush(self) -> None:
         """Hand everything to the disk, as before a checkpoint."""
         self._board.flush()
+        for path in (self._path, *Path(self._board.log_dir).iterdir()):
+            to_disk(path)
 
     def close(self) -> None:
         self._file.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor
 
 from da.config import Section, UserError
@@ -41,6 +41,14 @@ class RunConfig(Section):
     compile: bool = False  # torch.compile of the segmenter's backbone: minutes at the start, faster updates on a GPU
     deterministic: bool = False  # on a GPU: the same bits every time, by slower algorithms; a CPU gives them anyway
     time_limit: Annotated[str | None, BeforeValidator(_time)] = None  # `3h50m`: then save and stop, to go on later
+
+    @field_validator("keep_every")
+    @classmethod
+    def _kept_when_saved(cls, keep_every: int | None, info: ValidationInfo) -> int | None:
+        save_every = info.data.get("save_every", 1)  # absent where it is itself a mistake
+        if keep_every and keep_every % save_every:
+            raise ValueError(f"not a multiple of run.save_every ({save_every}): only what is saved can be kept")
+        return keep_every
 
 
 Scalars = dict[str, float]
@@ -130,6 +138,12 @@ class Loop:
             stepper.load_progress(state)
             self.start, self.best, self.window = state["step"], state["best"], Window(state["window"])
             self.half = state.get("half")
+        found = dist.gather((self.start, self.half is not None))
+        if len(set(found)) > 1:
+            raise UserError(
+                f"{self.checkpoints}: the file system shows different files to different machines (the processes would "
+                f"continue from steps {', '.join(str(start) for start, _ in found)}); nothing was changed, run again"
+            )
         self.log: RunLog | None = None
 
     def fit(self, batches: Callable[[int], Iterator[Any]]) -> Scalars:

@@ -105,7 +105,14 @@ def write_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
     aside = path.with_name(path.name + ".writing")
     aside.write_text(text, encoding="utf-8")
+    to_disk(aside)
     os.replace(aside, path)
+
+
+def to_disk(path: Path) -> None:
+    """Wait until what was written to a file would outlive its machine."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:

@@ -106,14 +106,19 @@ class Gone:
 
     num_workers = 1
 
+    def __init__(self, error):
+        self.error = error
+
     def __iter__(self):
-        raise ConnectionResetError
+        raise self.error
         yield
 
 
-def test_a_worker_killed_with_a_batch_in_its_hands_is_the_same_line():
+@pytest.mark.parametrize("error", [ConnectionResetError(), RuntimeError("Pin memory thread exited unexpectedly")])
+def test_a_worker_killed_with_a_batch_in_its_hands_is_the_same_line(error):
+    """To the run itself, or to the thread that copies batches to pinned memory."""
     loaded = Loaded([], 0)
-    loaded.loader = Gone()
+    loaded.loader = Gone(error)
     with pytest.raises(UserError, match="a data loading process died"), workers_watched():
         list(loaded)
 

@@ -1,5 +1,6 @@
 """What TensorBoard is given: charts that compare runs, one row per finished run, every point once."""
 
+import os
 import re
 import resource
 import signal
@@ -60,6 +61,19 @@ def test_a_run_begun_again_holds_each_point_once_and_one_layout(tmp_path):
     layouts = [event.tensor_proto.string_val[0] for event in board.Tensors(CONFIG_SUMMARY_TAG)]
     assert len(set(layouts)) == 1  # TensorBoard shows one of them
     assert board.PluginTagToContent(metadata.PLUGIN_NAME).keys() == set(ROW)
+
+
+def test_what_a_checkpoint_covers_is_on_the_disk_before_it(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(Path(os.readlink(f"/proc/self/fd/{number}")).name))
+    log = RunLog(tmp_path, 0)
+    assert synced == ["metrics.jsonl.writing"]
+    synced.clear()
+    log.scalars(1, {"a": 1.0})
+    log.flush()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert synced == ["metrics.jsonl", events.name]
+    log.close()
 
 
 def test_a_full_disk_is_raised_in_the_run_and_printed_by_no_thread(tmp_path, monkeypatch):

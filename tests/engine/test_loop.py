@@ -93,13 +93,19 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
 
 
 def test_files_of_a_finished_run(tmp_path):
-    loop(tmp_path, Method(), keep_every=5).fit(batches)
+    loop(tmp_path, Method(), keep_every=6).fit(batches)
     names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
-    assert names == {"last.pt", "previous.pt", "best.pt", "step_00000010.pt"}  # kept when saved: 3, 6, 9, 10
+    assert names == {"last.pt", "previous.pt", "best.pt", "step_00000006.pt"}
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss/fit" in line] == [4, 8, 10]
     assert [line["step"] for line in lines if "val/mIoU" in line] == [5, 10]
     assert checkpoint.load(tmp_path / "checkpoints/best.pt")["step"] == 10
+
+
+def test_networks_are_kept_only_when_saved():
+    assert RunConfig(steps=10, save_every=3, keep_every=6).keep_every == 6
+    with pytest.raises(ValueError, match=r"keep_every\n.*not a multiple of run.save_every \(3\)"):
+        RunConfig(steps=10, save_every=3, keep_every=5)
 
 
 def test_continues_with_the_window_it_had(tmp_path):
