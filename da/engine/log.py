@@ -98,7 +98,7 @@ class RunLog:
     def flush(self) -> None:
         """Hand everything to the disk, as before a checkpoint."""
         self._board.flush()
-        for path in (self._path, *Path(self._board.log_dir).iterdir()):
+        for path in (self._path, *Path(self._board.log_dir).glob("events.*")):
             to_disk(path)
 
     def close(self) -> None:
