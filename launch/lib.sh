@@ -19,6 +19,9 @@ RUNS=${RUNS:-runs}                       # folder of all runs
 RESTARTS=${RESTARTS:-3}                  # how often torchrun starts crashed processes again
 DA_STARTED=$(date +%s)                   # run.time_limit counts from here
 export DA_STARTED
+# What Slurm's commands call this job: of one task of an array SLURM_JOB_ID may be the number of them all.
+JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+JOB=${JOB:-${SLURM_JOB_ID:-}}
 
 has_packages() { # does this interpreter import what training needs, and what the caller names in NEEDS?
   # shellcheck disable=SC2086  # NEEDS is a list
@@ -105,13 +108,13 @@ run_alone() {
 run_on() {
   local nodes=$1 code=0
   shift
-  # These signals are for the processes that listen for them; torchrun does not, and would die of them.
-  # The first node hosts the meeting of several; torchrun's own guess fails where a node's name is not its address.
   # shellcheck disable=SC2016  # for the shell on each node
-  local command=(bash -c 'trap "" INT USR1 USR2; export PET_RDZV_CONF=is_host=$((${SLURM_NODEID:-0} == 0)); exec "$@"'
-    bash "$@")
+  local command=(bash -c "$(declare -f on_node node_address)"'; on_node "$@"' bash "$nodes" "$@")
   if [ -n "${SLURM_JOB_ID:-}" ]; then # srun does not take --cpus-per-task over from sbatch
-    command=(srun "--nodes=$nodes" "--ntasks=$nodes" --ntasks-per-node=1
+    # Inside another step (`srun --pty bash`) it would wait for ever for what that one holds. --gpus counts those of all
+    # nodes of the job: too many for one, and srun --overlap shares them out unevenly.
+    command=(env -u SLURM_GPUS srun ${SLURM_STEP_ID:+--overlap} "--nodes=$nodes" "--ntasks=$nodes" --ntasks-per-node=1
+      ${SLURM_GPUS_ON_NODE:+"--gpus-per-node=$SLURM_GPUS_ON_NODE"}
       ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} "${command[@]}")
   fi
   launch "${command[@]}" || code=$?
@@ -130,21 +133,39 @@ run_on() {
     rm -f "$DA_STOP_FILE"
   fi
   if [ -n "${SLURM_JOB_ID:-}" ] && { [ "$code" = 75 ] || { [ "$code" = 143 ] && preempted; }; }; then
-    echo "stopped in time; queueing job $SLURM_JOB_ID again"
-    scontrol requeue "$SLURM_JOB_ID" || echo "Slurm refused; submit the same script again to go on" >&2
+    echo "stopped in time; queueing job $JOB again"
+    scontrol requeue "$JOB" || echo "Slurm refused; submit the same script again to go on" >&2
   fi
   return "$code"
 }
 
+on_node() { # NODES COMMAND ...
+  local nodes=$1 address interface
+  shift
+  # These signals are for the processes that listen for them; torchrun does not, and would die of them.
+  trap "" INT USR1 USR2
+  # The first node hosts the meeting of several; torchrun's own guesses fail where a node's name is not its address.
+  export PET_RDZV_CONF=is_host=$((${SLURM_NODEID:-0} == 0))
+  if [ "$nodes" -gt 1 ]; then
+    address=$(node_address "$SLURMD_NODENAME")
+    interface=$(ip -o addr 2>/dev/null | awk -v "address=$address/" 'index($4, address) == 1 {print $2; exit}')
+    export PET_LOCAL_ADDR=$address
+    [ -z "$interface" ] || export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$interface}"
+  fi
+  exec "$@"
+}
+
+node_address() { # NAME
+  scontrol show node "$1" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p'
+}
+
 preempted() { # has Slurm asked this job to make room? It queues such a job again only if it must be killed
-  scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'
+  scontrol show job "$JOB" | grep -q 'PreemptTime=[0-9]'
 }
 
 first_node() { # the address at which processes meet
-  local name
   [ "$NODES" -gt 1 ] || { echo localhost && return; }
-  name=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-  scontrol show node "$name" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p'
+  node_address "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 }
 
 free_port() {
@@ -175,16 +196,14 @@ launch() {
 
 hand_on() { # SIGNAL CHILD
   local signal=$1
-  if [ -n "${SLURM_JOB_ID:-}" ]; then
-    # Slurm sends SIGTERM to all processes of a job itself, and srun would kill them for it.
-    [ "$1" = TERM ] || scancel "--signal=$1" "$SLURM_JOB_ID"
-    return
-  fi
   if [ "$1" = INT ]; then
     signal=USR2 # the same to the training, which may have had a Ctrl-C as well: see da/engine/interrupt.py
     interrupts=$((interrupts + 1))
   fi
-  if [ -z "${DA_STOP_FILE:-}" ] || [ "$1" = TERM ]; then # one process, or torchrun, which hands on SIGTERM itself
+  if [ -n "${SLURM_JOB_ID:-}" ]; then # the child is srun, which hands it on to the processes on all nodes
+    # Slurm sends SIGTERM to all processes of a job itself, and srun would kill them for it.
+    [ "$1" = TERM ] || kill "-$signal" "$2" || true
+  elif [ -z "${DA_STOP_FILE:-}" ] || [ "$1" = TERM ]; then # one process, or torchrun, which hands on SIGTERM itself
     kill "-$signal" "$2" || true
   elif [ "$interrupts" -gt 1 ]; then
     echo 130 >"$DA_STOP_FILE"

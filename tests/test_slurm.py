@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import assert_same_result
+from runs import assert_continued, assert_same_result, checkpoint_step, last_step
 from tiny import REPOSITORY, overrides
 
 MISSING = [
@@ -47,6 +47,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 JobAcctGatherType=jobacct_gather/none
 SwitchType=switch/none
+GresTypes=gpu
 MpiDefault=none
 SlurmdParameters=config_overrides
 PreemptType=preempt/partition_prio
@@ -54,8 +55,8 @@ PreemptMode=REQUEUE
 ReturnToService=2
 KillWait=20
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
-NodeName=n1 NodeHostname={host} NodeAddr={address} Port={ports[1]} CPUs=8 RealMemory=1000
-NodeName=n2 NodeHostname={host} NodeAddr={address} Port={ports[2]} CPUs=8 RealMemory=1000
+NodeName=n1 NodeHostname={host} NodeAddr={address} Port={ports[1]} CPUs=8 RealMemory=1000 Gres=gpu:2
+NodeName=n2 NodeHostname={host} NodeAddr={address} Port={ports[2]} CPUs=8 RealMemory=1000 Gres=gpu:2
 PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 MaxTime=INFINITE
 PartitionName=high Nodes=n1,n2 PriorityTier=2 MaxTime=INFINITE
 """
@@ -138,6 +139,7 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
     (folder / "munge.key").chmod(0o400)
     text = CONFIGURATION.format(folder=folder, host=platform.node(), address=own_address(), ports=free_ports(3))
     (folder / "slurm.conf").write_text(text)
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")  # to count
     cluster = Cluster(folder)
     munge = [f"--{name}={folder}/munge.{name.partition('-')[0]}" for name in ("key-file", "socket", "pid-file")]
     cluster.call("munged", "--force", *munge, f"--log-file={folder}/munge.log", f"--seed-file={folder}/munge.seed")
@@ -185,7 +187,7 @@ def test_two_nodes_requeue_and_preemption_end_in_the_same_result(cluster, settin
     for kind in ("requeue", "USR1", "preempt"):
         run = tmp_path / kind / name
         job = cluster.submit(tmp_path / kind, *two_nodes(settings))
-        wait_for_line(run, 4, cluster)
+        wait_for_line(run, 12, cluster)
         if kind == "requeue":
             cluster.call("scontrol", "requeue", job)
         elif kind == "USR1":
@@ -195,8 +197,12 @@ def test_two_nodes_requeue_and_preemption_end_in_the_same_result(cluster, settin
                 tmp_path, "--nodes=2", "--exclusive", "--partition=high", "--job-name=high", "--wrap=sleep 1"
             )
             cluster.wait(high, "COMPLETED")
+        cluster.wait(job, "PENDING")
+        step = checkpoint_step(run)
+        assert step == last_step(run) if kind != "requeue" else step >= 10
         cluster.restart(job)
         cluster.wait(job, "COMPLETED")
+        assert_continued((cluster.folder / f"gta2city_source_only-{job}.log").read_text(), step)
         assert_same_result(run, straight)
 
 
@@ -226,3 +232,54 @@ def test_seeds_are_a_job_array_with_a_readable_name(cluster, settings, tmp_path)
     for task in (0, 1):
         cluster.wait(f"{job}_{task}", "COMPLETED")
         assert (tmp_path / f"mini/source_only-seed{task}/summary.json").exists()
+
+
+def test_one_task_of_an_array_stops_and_the_other_is_left_alone(cluster, settings, tmp_path):
+    """The task that started last has the number of the whole array for its own."""
+    said = cluster.call(
+        "bash", "launch/seeds.sh", "experiments/mini/source_only.yaml", "0", "1", *settings, "run.steps=100",
+        RUNS=str(tmp_path), SBATCH_OUTPUT=f"{cluster.folder}/%x-%A_%a.log", SBATCH_CPUS_PER_TASK="1",
+    )  # fmt: skip
+    job = said.split()[-1]
+    other, stopped = (tmp_path / f"mini/source_only-seed{task}" for task in (0, 1))
+    wait_for_line(other, 1, cluster)
+    wait_for_line(stopped, 1, cluster)
+    assert not (other / "summary.json").exists()
+    cluster.call("scancel", "--batch", "--signal=USR1", f"{job}_1")  # to the script, which hands it on
+    cluster.restart(f"{job}_1")
+    for task, run in ((0, other), (1, stopped)):
+        cluster.wait(f"{job}_{task}", "COMPLETED")
+        assert f"Restarts={task}" in cluster.call("scontrol", "show", "job", f"{job}_{task}")
+        assert (run / "summary.json").exists()
+        log = (cluster.folder / f"source_only-seeds-{job}_{task}.log").read_text()
+        assert log.count("stopped after step") == log.count(f"queueing job {job}_{task} again") == task
+
+
+def test_inside_an_interactive_step_it_does_not_wait_for_that_steps_resources(cluster, settings, tmp_path):
+    script = ["timeout", "120", "bash", "launch/gta2city_source_only.sh", *settings, "run.steps=1"]
+    cluster.call("srun", "--nodes=1", "--cpus-per-task=2", *script, RUNS=str(tmp_path))
+    assert (tmp_path / "mini/source_only-seed0/summary.json").exists()
+
+
+def said_by(call: str, cluster: Cluster, *words: str) -> list[str]:
+    """What a call of launch/lib.sh prints in a job."""
+    log = cluster.folder / "call.out"
+    wrapped = f"--wrap=bash -c 'source launch/lib.sh; {call}'"
+    cluster.call("sbatch", "--wait", f"--output={log}", *words, wrapped)
+    return log.read_text().split()
+
+
+def test_each_of_several_nodes_knows_its_own_address(cluster):
+    address = own_address()
+    listed = subprocess.run(["ip", "-o", "addr"], capture_output=True, text=True).stdout
+    (interface,) = (line.split()[1] for line in listed.splitlines() if f" {address}/" in line)
+    said = said_by("run_on $NODES printenv PET_LOCAL_ADDR GLOO_SOCKET_IFNAME", cluster, "--nodes=2")
+    assert said == 2 * [address, interface]
+    said_by("! run_on 1 printenv PET_LOCAL_ADDR GLOO_SOCKET_IFNAME", cluster, "--nodes=1")
+
+
+@pytest.mark.parametrize("gpus", ["--gpus=4", "--gpus-per-node=2", "--gres=gpu:2"])
+def test_two_nodes_and_one_of_them_have_all_their_gpus(gpus, cluster):
+    job = ["--nodes=2", gpus]
+    assert said_by("run_on 1 printenv SLURM_NNODES SLURM_GPUS_ON_NODE", cluster, *job) == ["1", "2"]
+    assert said_by("run_on 2 printenv SLURM_NNODES SLURM_GPUS_ON_NODE", cluster, *job) == ["2", "2"] * 2
