@@ -243,7 +243,7 @@ def test_evaluate_changes_the_protocol_and_nothing_else(command, capsys, tmp_pat
     assert ".png" in fails(capsys, "evaluate", str(run), "--figure", "compare")
     assert "run folder" in fails(capsys, "evaluate", "eval.classes=16")
     assert main(["evaluate", str(run), "eval.classes=16", "eval.input_size=[64, 32]"]) == 0
-    found = json.loads((run / "evaluation_last.json").read_text())
+    found = json.loads((run / "evaluation_last_classes=16+input_size=-64-32.json").read_text())
     changed = {"input_size": [64, 32], "classes": 16}
     assert found["protocol"] == EvalConfig().model_dump(mode="json") | changed
     assert found["scores"]["mIoU"] == found["scores"]["mIoU16"]

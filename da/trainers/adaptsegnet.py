@@ -15,9 +15,9 @@ the last layer and `aux` from layer 3; D a discriminator of outputs; l = BCE on 
 f minimises L_seg + L_adv, each D minimises its L_D (eq. 6). The discriminators judge the predictions made before
 the update of f, and all networks step together.
 
-Source is domain 0 and target 1, as in the authors' code; z in the paper is 1 for the source. Differs from that code:
-the segmenter is PSPNet, whose auxiliary head is the second level; every parameter stands in its optimiser once (see
-`backbone_lr_mult`). A level whose lambda_adv is 0 has no discriminator.
+Differs from the authors' code: the segmenter is PSPNet, whose auxiliary head is the second level; every parameter
+stands in its optimiser once (see `backbone_lr_mult`). A level whose lambda_adv is 0 has no discriminator. Source is
+domain 0 and target 1, as in that code; z in the paper is 1 for the source.
 """
 
 import torch
