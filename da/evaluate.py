@@ -158,8 +158,12 @@ def _named_settings(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     given = sorted(flatten(read_tree((), overrides).values).items())
     changed = [f"{key.removeprefix('eval.')}={json.dumps(value)}" for key, value in given if key.startswith("eval.")]
     others = [str(value) for key, value in given if key.startswith("data.val.") or key == "run.precision"]
-    plain = [[re.sub(r"[^\w.=]+", "-", text).strip("-")[-100:] for text in part] for part in (changed, others)]
-    return plain[0], plain[1]
+    return [_plain(text) for text in changed], [_plain(text) for text in others]
+
+
+def _plain(text: str) -> str:
+    """The end of `text`, where folders differ, without what a file name should not hold."""
+    return re.sub(r"[^\w.=]+", "-", text).strip("-")[-100:]
 
 
 def _exported(export: Path, name: str, label: str) -> Path:

@@ -269,6 +269,7 @@ def said_by(call: str, cluster: Cluster, *words: str) -> list[str]:
     return log.read_text().split()
 
 
+@pytest.mark.skipif(shutil.which("ip") is None, reason="needs the program ip (package iproute2)")
 def test_each_of_several_nodes_knows_its_own_address(cluster):
     address = own_address()
     listed = subprocess.run(["ip", "-o", "addr"], capture_output=True, text=True).stdout

@@ -232,6 +232,7 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
 
 
 def _read_evaluation(path: Path) -> Run:
+    """What `evaluate` wrote of a checkpoint file, as a run whose last checkpoint that file is."""
     result = _read_result(path, "evaluate again")
     _require(EVALUATION, result, path, "evaluate again")
     config = {
