@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as distributed
+import torch.distributed.nn  # noqa: F401 - see `setup`
 from torch import Tensor, nn
 
 from da.config import UserError
@@ -23,7 +24,12 @@ MESSAGE_BYTES = 32 * 2**20
 
 
 def setup(device: torch.device) -> None:
-    """Join the process group that torchrun announces in the environment; nothing to do without torchrun."""
+    """Join the process group that torchrun announces in the environment; nothing to do without torchrun.
+
+    `torch.distributed.nn`, which the optimisers import, must be imported before: it makes the group that is there
+    at that moment the default value of its functions, so that `shutdown` would not end its threads, and one that still
+    frees tensors while Python shuts down aborts the process after its work is done.
+    """
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 

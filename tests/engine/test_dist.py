@@ -18,7 +18,13 @@ pytestmark = pytest.mark.slow
 def _process(rank: int, folder: Path, work) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     work(folder, rank)
-    distributed.destroy_process_group()
+    dist.shutdown()
+    assert not [name for name in _threads() if "gloo" in name], "a thread of the group outlives it"
+
+
+def _threads() -> list[str]:
+    """The names of this process's threads, those of libraries too; none where there is no /proc."""
+    return [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
 
 
 def two_processes(folder: Path, work) -> None:
