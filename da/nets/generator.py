@@ -18,17 +18,25 @@ STRIDE = 4  # pixels per side of the innermost map's cell
 Upsampling = Literal["transposed", "resize"]
 
 
+class ReflectionPad(nn.ReflectionPad2d):
+    """Keeps the input's type: on CPUs autocast would pad in float32 and round again for the convolution after it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x)
+
+
 class ResidualBlock(nn.Module):
     """x + two reflection-padded 3x3 convolutions with InstanceNorm; no ReLU after the sum."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.ReflectionPad2d(1),
+            ReflectionPad(1),
             nn.Conv2d(channels, channels, 3),
             nn.InstanceNorm2d(channels),
             nn.ReLU(inplace=True),
-            nn.ReflectionPad2d(1),
+            ReflectionPad(1),
             nn.Conv2d(channels, channels, 3),
             nn.InstanceNorm2d(channels),
         )
@@ -52,7 +60,7 @@ class Generator(nn.Module):
 
     def __init__(self, blocks: int = 9, width: int = 64, upsampling: Upsampling = "transposed") -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(3, width, 7)]
+        layers: list[nn.Module] = [ReflectionPad(3), nn.Conv2d(3, width, 7)]
         layers += [nn.InstanceNorm2d(width), nn.ReLU(inplace=True)]
         for channels in (width, 2 * width):
             layers += [nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1)]
@@ -64,7 +72,7 @@ class Generator(nn.Module):
             else:
                 layers += [nn.ConvTranspose2d(channels, channels // 2, 3, stride=2, padding=1, output_padding=1)]
             layers += [nn.InstanceNorm2d(channels // 2), nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(*layers, nn.ReflectionPad2d(3), nn.Conv2d(width, 3, 7), nn.Tanh())
+        self.layers = nn.Sequential(*layers, ReflectionPad(3), nn.Conv2d(width, 3, 7), nn.Tanh())
         self.apply(init_gan)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -355,7 +355,9 @@ class PSPNet(nn.Module):
         return [head for head in (self.ppm, self.cls, self.aux) if head is not None]
 
     def _upsample(self, logits: Tensor, size: torch.Size) -> Tensor:
-        return F.interpolate(logits.float(), size, mode="bilinear", align_corners=self.config.align_corners)
+        # Contiguous, so that the large result is, whatever the network's layout: softmax over channels would copy it.
+        logits = logits.float().contiguous()
+        return F.interpolate(logits, size, mode="bilinear", align_corners=self.config.align_corners)
 
     def _check_batch(self, batch: int) -> None:
         batch_norm_in_ppm = self.config.ppm_norm == "batch" and self.config.bn != "frozen"
