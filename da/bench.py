@@ -7,7 +7,6 @@ machine does falls on all of them; ratios of their minima within one run are wha
 import copy
 import ctypes
 import importlib
-import importlib.metadata
 import itertools
 import os
 import platform
@@ -23,8 +22,10 @@ from unittest import mock
 
 import cv2
 import numpy as np
+import PIL
 import torch
 import torch.nn.functional as F
+import torchvision
 from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,7 +47,7 @@ from da.run import check_config
 from da.trainers import base
 
 PARTS = ("step", "loss", "data", "eval")
-PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "pillow")
+PACKAGES = (torch, torchvision, np, cv2, PIL)
 MIB = 2**20
 TURN_MS = 20  # a call that is shorter is repeated: alone, it would be measured with the caches that others left cold
 
@@ -173,7 +174,7 @@ class Bench:
         cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"
         return {
             "device": torch.cuda.get_device_name(self.device) if cuda else cpu,
-            "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+            "versions": {"python": platform.python_version()} | {p.__name__: p.__version__ for p in PACKAGES},
             "settings": {
                 "rounds": self.rounds,
                 "small": self.small,
@@ -335,7 +336,7 @@ def tf32_allowed(allowed: bool) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=allowed):
             yield
     finally:
         torch.set_float32_matmul_precision(before)

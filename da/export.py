@@ -64,7 +64,9 @@ def export(checkpoint: Path, which: str, out: Path, size: tuple[int, int] | None
     try:
         import onnxscript  # noqa: F401  torch.onnx needs it and says so in a page of text
     except ImportError as error:
-        raise UserError(f"export: needs onnxscript ({error}); install it with: pip install 'da[onnx]'") from error
+        raise UserError(
+            f"export: needs onnxscript ({error}); install it with: pip install onnx onnxscript onnxruntime"
+        ) from error
     config, trainer, step = run.restore(run.checkpoint_path(checkpoint, which))
     model = _WholeImage(trainer, config.eval.align_corners).eval()
     width, height = size or (256, 128)

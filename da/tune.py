@@ -26,6 +26,7 @@ def tune() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        if mallopt:
-            mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
+        # Before 2.35 glibc refuses more than 32 MiB. The second setting without the first would turn off the threshold
+        # that grows by itself, and make every block of 128 KiB cost its page faults.
+        if mallopt and any(mallopt(_M_MMAP_THRESHOLD, size) for size in (KEPT_BYTES, 32 << 20)):
             mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)

@@ -78,31 +78,40 @@ def build(todo: Plan, workers: int) -> None:
 
 def _append(todo: Plan, workers: int) -> None:
     facts = {"version": frames.VERSION, "dataset": todo.dataset, "root": str(todo.root.resolve()), "size": todo.size}
-    index, pixels = todo.folder / "index.jsonl", todo.folder / "pixels.bin"
-    for path, text in ((todo.folder / "cache.json", json.dumps(facts)), (index, ""), (pixels, "")):
-        if not path.exists():
-            path.write_text(text, encoding="utf-8")
+    index, pixels, named = todo.folder / "index.jsonl", todo.folder / "pixels.bin", todo.folder / frames.FACTS
+    if not named.exists():  # written last, and at once
+        index.write_bytes(b"")
+        pixels.write_bytes(b"")
+        fresh = named.with_suffix(".writing")
+        fresh.write_text(json.dumps(facts), encoding="utf-8")
+        fresh.replace(named)
     kept = frames.read_index(todo.folder)
     with index.open("r+b") as lines, pixels.open("r+b") as data:
         lines.truncate(lines.read().rfind(b"\n") + 1)  # what a kill cut off
         data.truncate(max((entry.end for entry in kept), default=0))
         lines.seek(0, 2)
         data.seek(0, 2)
-        loaded: Loaded[Frame] = Loaded(_Decoded(todo), workers, batch_size=None)
+        loaded: Loaded[_Found] = Loaded(_Decoded(todo), workers, batch_size=None)
         done = folders.progress(loaded, f"caching {todo.root}", len(todo.samples), "sample")
-        for sample, frame in zip(todo.samples, done):
+        for sample, (frame, files) in zip(todo.samples, done):
             arrays = [frame.image.permute(1, 2, 0), *([] if frame.label is None else [frame.label])]
-            entries = [_store(data, p, p.relative_to(todo.root), a) for p, a in zip(_files(sample), arrays)]
+            names = [path.relative_to(todo.root) for path in _files(sample)]
+            entries = [_store(data, *file) for file in zip(names, files, arrays)]
             data.flush()  # the pixels are there before the index says so
             lines.write("".join(json.dumps(entry) + "\n" for entry in entries).encode())
             lines.flush()
 
 
-def _store(data: BinaryIO, path: Path, name: Path, pixels: torch.Tensor) -> Entry:
-    found, offset = path.stat(), data.tell()
+def _store(data: BinaryIO, name: Path, found: tuple[int, int], pixels: torch.Tensor) -> Entry:
+    offset = data.tell()
     raw = pixels.contiguous().numpy()
     data.write(raw.data)
-    return Entry(name.as_posix(), found.st_size, found.st_mtime_ns, offset, raw.shape, zlib.crc32(raw.data))
+    return Entry(name.as_posix(), *found, offset, raw.shape, zlib.crc32(raw.data))
+
+
+class _Found(NamedTuple):
+    frame: Frame
+    files: list[tuple[int, int]]  # bytes and mtime_ns of the sample's files just before they were decoded
 
 
 class _Decoded(Dataset[Any]):
@@ -113,11 +122,14 @@ class _Decoded(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, i: int) -> Frame | UserError:
+    def __getitem__(self, i: int) -> _Found | UserError:
         try:
-            return self.frames.decode(self.samples[i])
+            files = [path.stat() for path in _files(self.samples[i])]
+            return _Found(self.frames.decode(self.samples[i]), [(f.st_size, f.st_mtime_ns) for f in files])
         except UserError as error:  # raised again by Loaded, in the main process
             return error
+        except OSError as error:
+            return folders.unreadable(Path(error.filename), error)
 
 
 @contextmanager

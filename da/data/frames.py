@@ -5,7 +5,7 @@ a stream has a fixed `size`. What is random (scale, crop, flip, colour) comes la
 one are the same pixels.
 
 The cache of one root at one size is a folder with
-    cache.json     version, data set, root, size
+    cache.json     version, data set, root, size; a folder without it is no cache
     index.jsonl    one line per file: its name below the root, size, modification time; where its pixels lie; their CRC
     pixels.bin     the pixels, one frame after the other, memory-mapped for reading
 """
@@ -26,6 +26,7 @@ from da.config import UserError
 from da.data import folders
 from da.data.folders import Sample
 
+FACTS = "cache.json"
 VERSION = 1  # of the files above and of how a frame is made; another version's cache is refused
 Size = tuple[int, int]  # (width, height)
 
@@ -67,7 +68,7 @@ class Cache:
             UserError: there is one, of another version or damaged.
         """
         folder = cache_folder(dataset, root, size)
-        return Cache(folder, root) if folder.is_dir() else None
+        return Cache(folder, root) if (folder / FACTS).is_file() else None
 
     def entry(self, path: Path) -> Entry | None:
         """The entry of a file of the root, None where it is not cached."""
@@ -159,7 +160,7 @@ def read_index(folder: Path) -> list[Entry]:
         UserError: the cache is of another version, or damaged.
     """
     try:
-        version = json.loads((folder / "cache.json").read_text(encoding="utf-8"))["version"]
+        version = json.loads((folder / FACTS).read_text(encoding="utf-8"))["version"]
         whole, _, _ = (folder / "index.jsonl").read_text(encoding="utf-8").rpartition("\n")
         rows = [json.loads(line) for line in whole.splitlines()]
         entries = [Entry(name, size, time, at, tuple(shape), crc) for name, size, time, at, shape, crc in rows]

@@ -100,7 +100,8 @@ def photometric(images: torch.Tensor, jitter: float, blur: float) -> torch.Tenso
         A new (B, 3, H, W) tensor in [0, 1]; the very same `images` where both are 0.
     """
     if jitter:
-        images = _colour_jitter(images, jitter)
+        with torch.autocast(images.device.type, enabled=False):  # which would round the colours to 8 bits of mantissa
+            images = _colour_jitter(images, jitter)
     if blur:
         gaussian = v2.RandomApply([v2.GaussianBlur(7, (0.15, 1.15))], blur)
         images = torch.stack([gaussian(image) for image in images])

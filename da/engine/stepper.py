@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from da.config import Section
 from da.engine import dist
@@ -119,7 +119,8 @@ class Stepper:
         self._dtype = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._copying: torch.cuda.Stream | None = None
         if device.type == "cuda":  # torch's own default rounds in convolutions only
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+            torch.backends.cudnn.allow_tf32 = precision == "tf32"
+            torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         for module in trainer.modules.values():
             module.to(device=device)
@@ -135,13 +136,20 @@ class Stepper:
         dist.broadcast_modules(self.trainer.modules.values())
 
     def _fuse(self) -> None:
-        """On a GPU one kernel steps all weights, loss scaling included; elsewhere none does."""
-        fused = self.device.type == "cuda"
+        """On a GPU one kernel steps all weights, loss scaling included; elsewhere none does.
+
+        SGD under fp16 is left out: after an overflow in the first update torch's kernel takes memory that nothing has
+        written for the momentum.
+        """
         for optimizer in self.trainer.optimizers.values():
+            fused = self.device.type == "cuda" and not (self.scaler.is_enabled() and isinstance(optimizer, SGD))
             for group in optimizer.param_groups:
                 group["fused"] = fused or None
             if fused:
                 optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]  # what `fused=True` sets
+                for state in optimizer.state.values():  # Adam's count of updates, from a checkpoint of a CPU
+                    if "step" in state:
+                        state["step"] = state["step"].to(self.device)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The configured precision. Weights are cast anew in each forward: a cast that was cached under

@@ -141,6 +141,31 @@ def test_a_cut_off_build_goes_on(gta5_root):
         assert torch.equal(found.label, expected.label)
 
 
+def test_a_build_killed_before_its_first_file_is_no_cache(gta5_root):
+    folder = frames.cache_folder("gta5", gta5_root, SIZE)
+    folder.mkdir(parents=True)
+    (folder / "cache.writing").write_text('{"vers')
+    sample = gta5.index(gta5_root, "all")[0]
+    assert Frames("gta5", gta5_root, SIZE).read(sample).label is not None
+    assert len(build(gta5_root).samples) == 6
+
+
+def test_a_file_replaced_while_it_is_decoded_is_stale(gta5_root, monkeypatch):
+    sample = gta5.index(gta5_root, "all")[1]
+    decode = Frames.decode
+
+    def slow(self, one):
+        frame = decode(self, one)
+        if one == sample:
+            os.utime(sample.image, ns=(1, 1))
+        return frame
+
+    monkeypatch.setattr(Frames, "decode", slow)
+    build(gta5_root)
+    with pytest.raises(UserError, match="stale"):
+        Frames("gta5", gta5_root, SIZE).read(sample)
+
+
 @pytest.mark.slow
 def test_a_killed_build_goes_on(tmp_path, cache_home):
     root = tmp_path / "gta5"

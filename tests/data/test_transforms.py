@@ -89,6 +89,15 @@ def test_photometric_off_changes_nothing() -> None:
     assert photometric(images, 0, 0) is images
 
 
+def test_jitter_is_in_full_precision_whatever_the_network_computes_in() -> None:
+    images = torch.rand(2, 3, 16, 16)
+    torch.manual_seed(1)
+    expected = photometric(images, 0.3, 0)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(photometric(images, 0.3, 0), expected)
+
+
 def test_photometric_draws_per_image_and_from_the_global_generator() -> None:
     images = torch.rand(1, 3, 32, 32).expand(2, -1, -1, -1).clone()
     before = images.clone()

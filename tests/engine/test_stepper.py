@@ -121,6 +121,15 @@ def test_a_checkpoint_of_a_gpu_continues_without_its_kernels():
     assert not any(group["fused"] for group in second.trainer.optimizers["layer"].param_groups)
 
 
+@pytest.mark.parametrize(("precision", "fused"), [("bf16", True), ("fp16", None)])
+def test_on_a_gpu_sgd_is_fused_but_with_loss_scaling(precision, fused):
+    """torch's fused SGD would take unwritten memory for the momentum after an overflow in the first update."""
+    s = stepper(precision=precision)
+    s.device = torch.device("cuda")
+    s._fuse()
+    assert {group["fused"] for group in s.trainer.optimizers["layer"].param_groups} == {fused}
+
+
 @pytest.mark.parametrize(("instructions", "expected"), [(True, "bf16"), (False, "fp32")])
 def test_auto_is_bf16_only_where_the_cpu_computes_in_it(monkeypatch, instructions, expected):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)

@@ -41,7 +41,9 @@ class NothingIsReadBack(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.__name__.split(".")[0]
+        masks = args[1] if name in ("index", "index_put_") else ()
         assert name not in self.WAITS, f"{name} waits for the device"
+        assert not any(m is not None and m.dtype == torch.bool for m in masks), f"{name} by a mask waits for the device"
         return function(*args, **(kwargs or {}))
 
 
