@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
         help="check the configuration and print where the run would go, train nothing; of several experiments where "
         "a comma of its own stands between them: A.yaml seed=1 , B.yaml",
     )
+    train.add_argument("--processes", type=int, default=1, help="with --check: how many will share each batch")
     train.set_defaults(call=_train)
 
     evaluate = commands.add_parser(
@@ -280,6 +281,7 @@ def _train(options: argparse.Namespace) -> int:
     if stop_file and stop_file.exists():
         return 0
     _until_listening()
+    from da.data.loaders import check_batch_size
     from da.engine import dist
     from da.engine.log import say
     from da.engine.stop import Stopped
@@ -287,7 +289,9 @@ def _train(options: argparse.Namespace) -> int:
 
     if options.check:
         for one in _between_commas(options.words):
-            say(str(run_folder(load_config(*_experiment(one)), options.runs)))
+            config = load_config(*_experiment(one))
+            check_batch_size(config.data, options.processes, config.run.accumulate)
+            say(str(run_folder(config, options.runs)))
         return 0
     try:
         train(load_config(*_experiment(options.words)), options.runs)

@@ -3,11 +3,11 @@
 #
 #   bash launch/gta2city_cycada.sh [seed=1] [section.key=value ...] [STAGE:section.key=value ...]
 #
-#   sbatch --gpus-per-node=4 launch/gta2city_cycada.sh [...]     from the project folder
+#   sbatch --gpus-per-node=4 launch/gta2city_cycada.sh data.batch_size=4 [...]     from the project folder
 #
 #   GTA5_ROOT, CITYSCAPES_ROOT   the data; without them the miniature runs
-#   GPUS=4                       processes, one per GPU; with several, cycada_pixel gets one image for each
-#                                (data.batch_size) unless you give it a batch size
+#   GPUS=4                       processes, one per GPU; give data.batch_size, a multiple of their number (left out,
+#                                cycada_pixel gets one image for each, and the others' recipes must divide)
 #   RUNS=runs/other              folder of all runs; a chain with other settings needs another one
 #   STAGE                        source_only, cycada_pixel, cycada_pixel_segmenter, cycada_feature,
 #                                cycada_feature_only or oracle: a setting for that stage alone, for example
@@ -79,7 +79,7 @@ for name in $stages; do
   read_settings "$name"
   check+=("experiments/$table/$name.yaml" ${settings[@]+"${settings[@]}"} ",")
 done
-run_alone train --check --runs "$RUNS" "${check[@]}"
+run_alone train --check --processes "$((NODES * GPUS))" --runs "$RUNS" "${check[@]}"
 
 for name in $stages; do
   echo "== $name"

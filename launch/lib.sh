@@ -39,8 +39,17 @@ find_python() {
       return
     fi
   done
+  local suits='import sys, pip; sys.exit(sys.version_info < (3, 11))'
+  if ! .venv/bin/python -c "$suits" 2>/dev/null; then # there is none, or one that lacks pip or is too old
+    if ! python3 -c "${suits/, pip/}" 2>/dev/null; then
+      echo "error: requirements.txt needs Python 3.11 or newer, and python3 is not; put one first in PATH, or set PYTHON" \
+        "to an interpreter that has the packages" >&2
+      exit 2
+    fi
+    rm -rf .venv
+    python3 -m venv .venv || { echo "error: python3 -m venv failed; on Debian install python3-venv" >&2; exit 2; }
+  fi
   echo "The active Python lacks the packages; installing requirements.txt into .venv ..."
-  [ -x .venv/bin/python ] || python3 -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
   PYTHON=.venv/bin/python
 }
@@ -75,7 +84,7 @@ train_file() {
   local command=("$PYTHON" -m da train "$1" --runs "$RUNS" "${@:2}")
   unset DA_STOP_FILE
   if [ "$((NODES * GPUS))" -gt 1 ] || [ -n "${SLURM_JOB_ID:-}" ]; then
-    logs=$("${command[@]}" --check)/logs || return
+    logs=$("${command[@]}" --check --processes "$((NODES * GPUS))")/logs || return
     # shellcheck disable=SC2016  # torchrun fills in the rank
     export DA_STOP_FILE="$logs/$id.stop" TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='[${rank}] '
     export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600            # seconds that processes have to save, once torchrun gets SIGTERM

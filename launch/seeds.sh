@@ -22,12 +22,18 @@ for word in "$@"; do
   if [[ $word =~ ^[0-9]+$ ]]; then seeds+=("$word"); else settings+=("$word"); fi
 done
 [ "${#seeds[@]}" -gt 0 ] || { echo "error: no seeds; for example: bash launch/seeds.sh $file 0 1 2" >&2; exit 2; }
+# Stages of a chain: each seed would start from the same earlier stage, and the seeds' spread would be too small.
+if [ -r "$file" ] && sed 's/#.*//' "$file" | grep -q -- '-seed0'; then
+  echo "error: $file starts from another run of seed 0; launch/gta2city_cycada.sh seed=1 trains a whole chain, or give" \
+    "python -m da train that seed's init=... and data.source.root=..." >&2
+  exit 2
+fi
 
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
-  train_file "$file" "seed=$SLURM_ARRAY_TASK_ID" "${settings[@]}"
+  train_file "$file" "seed=$SLURM_ARRAY_TASK_ID" ${settings[@]+"${settings[@]}"}
 elif [ -z "${SLURM_JOB_ID:-}" ] && command -v sbatch >/dev/null; then
   array=$(IFS=,; echo "${seeds[*]}")
   sbatch "--job-name=$(basename "$file" .yaml)-seeds" "--array=$array" launch/seeds.sh "$file" "$@"
 else
-  for seed in "${seeds[@]}"; do train_file "$file" "seed=$seed" "${settings[@]}"; done
+  for seed in "${seeds[@]}"; do train_file "$file" "seed=$seed" ${settings[@]+"${settings[@]}"}; done
 fi

@@ -158,6 +158,19 @@ def test_cycada_refuses_a_mistake_before_the_first_stage(mistake, said, tmp_path
     assert not (tmp_path / "runs").exists()
 
 
+def test_cycada_refuses_a_batch_that_cannot_be_shared_before_the_first_stage(tmp_path):
+    done = launch("gta2city_cycada.sh", RUNS=str(tmp_path / "runs"), GPUS="4")
+    assert done.returncode == 2
+    assert "data.batch_size: 2 cannot be shared by 4 processes" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_seeds_of_one_stage_of_a_chain_are_refused(tmp_path):
+    done = launch("seeds.sh", "experiments/mini/cycada_feature.yaml", "0", "1", RUNS=str(tmp_path / "runs"))
+    assert done.returncode == 2
+    assert "starts from another run of seed 0" in done.stderr
+
+
 @contextlib.contextmanager
 def in_terminal(runs: Path, *settings: str, **variables: str) -> Iterator[tuple[int, int]]:
     """The script trains in a terminal: its process id and the terminal's other end."""

@@ -304,11 +304,7 @@ def train_batches(
         UserError: a root, split or label is missing, or `batch_size` cannot be shared out. While iterating:
             a file cannot be decoded, holds unknown ids, or images of one batch differ in size.
     """
-    if config.batch_size % (world * accumulate):
-        raise UserError(
-            f"data.batch_size: {config.batch_size} cannot be shared by {world} processes with {accumulate} "
-            f"micro-batches each; make it a multiple of {world * accumulate}"
-        )
+    check_batch_size(config, world, accumulate)
     streams = [_Stream(config.source, "source", seed, with_labels=True)]
     if use_target:
         if config.target is None:
@@ -317,6 +313,18 @@ def train_batches(
     batches = GlobalBatches(config.batch_size, start_step, rank, world, accumulate)
     loaded: Loaded[Batch] = Loaded(_TrainingData(streams), config.workers, batch_sampler=batches, collate_fn=_collate)
     return iter(loaded)
+
+
+def check_batch_size(config: DataConfig, world: int, accumulate: int) -> None:
+    """
+    Raises:
+        UserError: `batch_size` cannot be shared out.
+    """
+    if config.batch_size % (world * accumulate):
+        raise UserError(
+            f"data.batch_size: {config.batch_size} cannot be shared by {world} processes with {accumulate} "
+            f"micro-batches each; make it a multiple of {world * accumulate}"
+        )
 
 
 def val_samples(
