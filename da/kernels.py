@@ -21,8 +21,9 @@ from torch.autograd.function import once_differentiable
 
 from da.labels import IGNORE
 
-# Bytes of one strip of upsampled logits: about a core's second-level cache; on a GPU large enough to fill it.
-STRIP_BYTES = {"cpu": 1280 * 1024, "cuda": 16 * 1024 * 1024}
+# Bytes of one strip of upsampled logits: about the second-level caches of the cores that share it, of four at most; on
+# a GPU large enough to fill it.
+CPU_STRIP_BYTES, GPU_STRIP_BYTES = 1280 * 1024, 16 * 1024 * 1024
 
 
 class UpsampledCrossEntropy(torch.autograd.Function):
@@ -42,8 +43,8 @@ class UpsampledCrossEntropy(torch.autograd.Function):
             coarse = logits.permute(2, 0, 1, 3) @ (widening.T / math.log(2))  # logits to the base 2
             coarse = coarse.view(low, -1)  # (h, B C W): a strip is one matmul
         gradient = torch.zeros_like(coarse) if ctx.needs_input_grad[0] else None
-        rows = STRIP_BYTES.get(logits.device.type, STRIP_BYTES["cpu"]) // (coarse.shape[1] * coarse.element_size())
-        rows = min(max(rows, 1), height)
+        strip_bytes = GPU_STRIP_BYTES if logits.is_cuda else CPU_STRIP_BYTES * min(torch.get_num_threads(), 4)
+        rows = min(max(strip_bytes // (coarse.shape[1] * coarse.element_size()), 1), height)
         buffer = coarse.new_empty(rows, coarse.shape[1])
         label = label.transpose(0, 1).unsqueeze(2)  # (H, B, 1, W), as the two below
         index = label.long().masked_fill(label == IGNORE, 0)

@@ -100,7 +100,7 @@ def plain_upsampled(logits, label, align_corners, weight=None):
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_upsampled_cross_entropy_equals_the_plain_way(monkeypatch, strip_rows, align_corners, weighted):
-    monkeypatch.setitem(kernels.STRIP_BYTES, "cpu", strip_rows * 2 * 19 * 61 * 4)
+    monkeypatch.setattr(kernels, "CPU_STRIP_BYTES", strip_rows * 2 * 19 * 61 * 4)
     logits, label = upsampling_case()
     weight = torch.linspace(0.1, 3, 19) if weighted else None
     loss = upsampled_cross_entropy(logits, label, align_corners, weight)
@@ -124,7 +124,7 @@ def test_upsampled_cross_entropy_at_any_ratio(low, high, align_corners):
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_upsampled_cross_entropy_gradcheck(monkeypatch, align_corners, weighted):
-    monkeypatch.setitem(kernels.STRIP_BYTES, "cpu", 3 * 2 * 4 * 11 * 8)  # strips of three rows, the last shorter
+    monkeypatch.setattr(kernels, "CPU_STRIP_BYTES", 3 * 2 * 4 * 11 * 8)  # strips of three rows, the last shorter
     logits, label = upsampling_case(4, (3, 4), (10, 11), torch.float64)
     label[0, 5] = 1
     weight = torch.tensor([0.5, 1.0, 2.0, 0.0], dtype=torch.float64) if weighted else None
