@@ -2,11 +2,10 @@
 
 Gradients are averaged once per update, after its last backward pass, and not by DistributedDataParallel. That wrapper
 watches one `forward` and one backward pass of one network, and must be told which backward pass is the last of an
-update. Here a method calls parts of a network (`features`, `classify`), several times before an update, freezes
-networks in between, and may decide in mid-update whether another pass follows (the accuracy gate of
-`cycada_feature`), so each would have to be written around the wrapper. The price: the exchange does not overlap with
-the last backward pass; between two processes on one CPU it took 65 of the 228 ms of an update (`source_only` in the
-miniature, 49 MiB of gradients).
+update for it. Here a method calls parts of a network (`features`, `classify`), several times before an update, and
+freezes networks in between; the last pass is another one for each network, so each `step` would have to be written
+around the wrapper. The price: the exchange does not overlap with the last backward pass; between two processes on one
+CPU it took 65 of the 228 ms of an update (`source_only` in the miniature, 49 MiB of gradients).
 """
 
 import os
