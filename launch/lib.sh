@@ -40,16 +40,20 @@ find_python() {
     fi
   done
   local suits='import sys, pip; sys.exit(sys.version_info < (3, 11))'
-  if ! .venv/bin/python -c "$suits" 2>/dev/null; then # there is none, or one that lacks pip or is too old
-    if ! python3 -c "${suits/, pip/}" 2>/dev/null; then
-      echo "error: requirements.txt needs Python 3.11 or newer, and python3 is not; put one first in PATH, or set PYTHON" \
-        "to an interpreter that has the packages" >&2
-      exit 2
-    fi
-    rm -rf .venv
-    python3 -m venv .venv || { echo "error: python3 -m venv failed; on Debian install python3-venv" >&2; exit 2; }
+  if [ -e .venv ] && ! .venv/bin/python -c "$suits" 2>/dev/null; then
+    echo "error: $PWD/.venv: lacks pip, or its Python is older than 3.11; delete it and run again" >&2
+    exit 2
+  elif [ ! -e .venv ] && ! python3 -c "${suits/, pip/}" 2>/dev/null; then
+    echo "error: requirements.txt needs Python 3.11 or newer, and python3 is not; put one first in PATH, or set PYTHON to" \
+      "an interpreter that has the packages" >&2
+    exit 2
   fi
   echo "The active Python lacks the packages; installing requirements.txt into .venv ..."
+  if [ ! -e .venv ] && ! python3 -m venv .venv; then
+    rm -rf .venv
+    echo "error: python3 -m venv failed; on Debian install python3-venv" >&2
+    exit 2
+  fi
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
   PYTHON=.venv/bin/python
 }
