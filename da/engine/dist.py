@@ -1,12 +1,4 @@
-"""The processes of one run. Started by torchrun they share the work; started plainly there is one of them.
-
-Gradients are averaged once per update, after its last backward pass, and not by DistributedDataParallel. That wrapper
-watches one `forward` and one backward pass of one network, and must be told which backward pass is the last of an
-update for it. Here a method calls parts of a network (`features`, `classify`), several times before an update, and
-freezes networks in between; the last pass is another one for each network, so each `step` would have to be written
-around the wrapper. The price: the exchange does not overlap with the last backward pass; between two processes on one
-CPU it took 65 of the 228 ms of an update (`source_only` in the miniature, 49 MiB of gradients).
-"""
+"""The processes of one run. Started by torchrun they share the work; started plainly there is one of them."""
 
 import os
 from collections.abc import Iterable
@@ -18,8 +10,6 @@ import torch.distributed.nn  # noqa: F401 - see `setup`
 from torch import Tensor, nn
 
 from da.config import UserError
-
-MESSAGE_BYTES = 32 * 2**20
 
 
 def setup(device: torch.device) -> None:
@@ -98,34 +88,6 @@ def gather(value: Any) -> list[Any]:
     found: list[Any] = [None] * world()
     distributed.all_gather_object(found, value)
     return found
-
-
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the processes, once per update; every process must call it.
-
-    A method may run several backward passes through several networks before an update; their sums are what
-    travels, so it makes no difference how many there were. Parameters without a gradient must be the same on
-    every process. Gradients travel in messages of about `MESSAGE_BYTES`, so that little memory is taken for copies.
-    """
-    if world() == 1:
-        return
-    message: list[Tensor] = []
-    for parameter in parameters:
-        if parameter.grad is not None:
-            message.append(parameter.grad)
-            if sum(g.nbytes for g in message) >= MESSAGE_BYTES:
-                _average(message)
-                message = []
-    if message:
-        _average(message)
-
-
-def _average(tensors: list[Tensor]) -> None:
-    flat = torch.cat([t.reshape(-1) for t in tensors])
-    distributed.all_reduce(flat)
-    flat /= world()
-    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors])):
-        tensor.copy_(mean.view_as(tensor))
 
 
 def broadcast_modules(modules: Iterable[nn.Module]) -> None:

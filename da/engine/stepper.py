@@ -1,8 +1,9 @@
 """One update: precision, accumulation, gradient synchronisation, clipping, optimiser steps, schedule.
 
 The method says what its losses are and calls `backward(loss)` as often as it likes; everything that has to be
-right whatever the method is stands here. Randomness inside an update (dropout, jitter) is seeded from
-(seed, step, rank), so an update is a pure function of its batch, its weights and its step.
+right whatever the method is stands here. Randomness inside an update (dropout, jitter) is seeded from (seed, step,
+place of the micro-batch in the global batch), so an update is a pure function of its batches, its weights and its step,
+and two micro-batches of one process are one of each of two.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from torch.optim import SGD, Optimizer
 
 from da.config import Section
 from da.engine import dist
+from da.engine.gradients import Gradients
 
 # auto: see `definite`; tf32: float32 whose products a GPU rounds to 10 bits, fp32 on a CPU
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
@@ -130,6 +132,8 @@ class Stepper:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
         self._fuse()
+        groups = [group for optimizer in reversed(trainer.optimizers.values()) for group in optimizer.param_groups]
+        self.gradients = Gradients(p for group in groups for p in group["params"])
 
     def begin(self) -> None:
         """Call after state was loaded, before the first update: all processes start from equal networks."""
@@ -167,7 +171,6 @@ class Stepper:
 
     def update(self, batches: Iterable[Any], count: int, step: int) -> dict[str, Tensor]:
         """Update number `step` from `count` micro-batches; returns the mean of the trainer's 0-d scalars."""
-        seed_everything(self.seed, "update", step, dist.rank())
         factor = schedule_factor(step, self._schedule, self._steps)
         for optimizer in self.trainer.optimizers.values():
             for group in optimizer.param_groups:
@@ -178,17 +181,21 @@ class Stepper:
 
         def backward(loss: Tensor) -> None:
             with torch.autocast(self.device.type, enabled=False):
-                self.scaler.scale(loss / count).backward()
+                self.gradients.backward(self.scaler.scale(loss / count))
 
         totals: dict[str, Tensor] = {}
         micro = [self._fetch(batch) for batch in batches]
-        for batch, share in zip(micro, self.trainer.shares(micro)):
+        for number, (batch, share) in enumerate(zip(micro, self.trainer.shares(micro))):
+            seed_everything(self.seed, "update", step, number * dist.world() + dist.rank())
             self.trainer.share = share
             with self.autocast():
                 scalars = self.trainer.step(batch, backward)
             for tag, value in scalars.items():
                 value = value.detach().float() / count
                 totals[tag] = totals[tag] + value if tag in totals else value
+            if count > 1:
+                self.gradients.next_micro_batch()
+        self.gradients.finish()
         self._apply()
         return totals
 
@@ -213,7 +220,6 @@ class Stepper:
             parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            dist.average_gradients(parameters)
             self.scaler.unscale_(optimizer)
             if self.clip_norm is not None:
                 nn.utils.clip_grad_norm_(parameters, self.clip_norm)
