@@ -99,7 +99,7 @@ train_file() {
       echo "error: $logs: cannot be written; free space, or set RUNS to a folder that can" >&2
       return 2
     fi
-    local agent=("$PYTHON" -m torch.distributed.run "--nnodes=$NODES" "--nproc-per-node=$GPUS" "--rdzv-id=$id"
+    local agent=("$PYTHON" launch/torchrun.py "--nnodes=$NODES" "--nproc-per-node=$GPUS" "--rdzv-id=$id"
       "--rdzv-backend=c10d" "--rdzv-endpoint=$(first_node):$(free_port)" "--max-restarts=$RESTARTS"
       "--log-dir=$logs" --tee=3)
     command=("${agent[@]}" "${command[@]:1}")
@@ -145,11 +145,27 @@ run_on() {
     esac
     rm -f "$DA_STOP_FILE"
   fi
-  if [ -n "${SLURM_JOB_ID:-}" ] && { [ "$code" = 75 ] || { [ "$code" = 143 ] && preempted; }; }; then
+  queue_again "$code"
+  return "$code"
+}
+
+# queue_again CODE: what `run_on` says of Slurm.
+queue_again() {
+  if [ -n "${SLURM_JOB_ID:-}" ] && { [ "$1" = 75 ] || { [ "$1" = 143 ] && preempted; }; }; then
     echo "stopped in time; queueing job $JOB again"
     scontrol requeue "$JOB" || echo "Slurm refused; submit the same script again to go on" >&2
   fi
-  return "$code"
+}
+
+leave() { # CODE
+  queue_again "$1"
+  exit "$1"
+}
+
+# While nothing trains, there is nothing to save: the same codes, as soon as the program that runs has ended.
+catch_signals() {
+  trap 'leave 75' USR1
+  trap 'leave 143' TERM
 }
 
 on_node() { # NODES COMMAND ...
@@ -203,7 +219,8 @@ launch() {
     code=0
     wait "$child" || code=$?
   fi
-  trap - USR1 TERM INT
+  trap - INT
+  catch_signals
   return "$code"
 }
 
@@ -228,4 +245,5 @@ hand_on() { # SIGNAL CHILD
   fi
 }
 
+catch_signals
 find_python

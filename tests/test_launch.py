@@ -209,21 +209,45 @@ def running(process: int) -> bool:
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-@pytest.mark.parametrize("how", ["Ctrl-C", "kill"])
-def test_one_interrupt_saves_and_stops(how, processes, tmp_path, gta5_root, cityscapes_root):
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGINT", "SIGTERM"])
+def test_one_signal_saves_and_stops(how, processes, tmp_path, gta5_root, cityscapes_root):
     settings = overrides(gta5_root, cityscapes_root)
     with in_terminal(tmp_path / "runs", *settings, GPUS=processes) as (shell, terminal):
-        if how == "kill":
-            os.kill(shell, signal.SIGINT)
-        else:
+        if how == "Ctrl-C":
             os.write(terminal, b"\x03")
+        else:
+            os.kill(shell, signal.Signals[how])
         code, shown = end_of(shell, terminal)
-    assert code == 130
-    assert "by SIGINT; all is saved" in shown
+    assert code == (143 if how == "SIGTERM" else 130)
+    assert f"by {'SIGTERM' if how == 'SIGTERM' else 'SIGINT'}; all is saved" in shown
     assert "Traceback" not in shown
     run = tmp_path / "runs/mini/source_only-seed0"
     assert (run / "checkpoints/last.pt").exists()
     assert len(list((run / "logs").rglob("stdout.log"))) == (2 if processes == "2" else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "again"), [("SIGUSR1", 75, True), ("SIGTERM", 143, True), ("SIGTERM", 143, False)]
+)
+def test_a_signal_before_training_queues_the_job_again(name, code, again, tmp_path):
+    """SIGTERM only where Slurm makes room for another job."""
+    programs = {
+        "python": f': >"{tmp_path}/began"; sleep 1; exec "{sys.executable}" "$@"',
+        "scontrol": f'echo "$@" >>"{tmp_path}/asked"; echo "PreemptTime={"2026-01-01" if again else "None"}"',
+    }
+    for program, text in programs.items():
+        (tmp_path / program).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / program).chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_ROOT")} | {"RUNS": str(tmp_path / "runs")}
+    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": f"{tmp_path}/python", "SLURM_JOB_ID": "7"}
+    with subprocess.Popen(["bash", str(REPOSITORY / "launch/gta2city_source_only.sh")], env=environment) as shell:
+        while not (tmp_path / "began").exists():
+            time.sleep(0.01)
+        shell.send_signal(signal.Signals[name])
+    assert shell.returncode == code
+    asked = (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
+    assert ("requeue 7" in asked) == again
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])

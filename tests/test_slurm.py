@@ -19,6 +19,7 @@ MISSING = [
 ]
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("slurm"),  # one cluster at a time
     pytest.mark.skipif(
         bool(MISSING), reason=f"{', '.join(MISSING)} not installed (apt-get install slurmctld slurmd ...)"
     ),
