@@ -51,8 +51,19 @@ def is_first_here() -> bool:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is this process's own GPU where there is one, else the CPU."""
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+    """`auto` is this process's own GPU where there is one, else the CPU.
+
+    Raises:
+        UserError: a GPU is asked for, here or of Slurm, and torch sees none.
+    """
+    if name == "auto" and not torch.cuda.is_available():
+        if os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0":  # days on a CPU would be a mistake
+            raise UserError(
+                f"run.device: this job was given a GPU and torch {torch.__version__} sees none; install a torch that "
+                "does, or say run.device=cpu"
+            )
+        name = "cpu"
+    if name == "cpu":
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if device.index >= torch.cuda.device_count():
