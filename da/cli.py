@@ -293,18 +293,19 @@ def _train(options: argparse.Namespace) -> int:
             check_batch_size(config.data, options.processes, config.run.accumulate)
             say(str(run_folder(config, options.runs)))
         return 0
+    code = 0
     try:
         train(load_config(*_experiment(options.words)), options.runs)
     except Stopped as stopped:
-        dist.shutdown()
-        code = _leave(stopped.code)
-        return 0 if stop_file else code  # torchrun would restart what ends otherwise; the launch script reads the file
+        code = stopped.code
     except RuntimeError:
         if stop_file and stop_file.exists():  # another process left and said why, and this one missed it
             return 1
         raise
     dist.shutdown()
-    return 0
+    if code:
+        code = _leave(code)
+    return 0 if stop_file else code  # torchrun would restart what ends otherwise; the launch script reads the file
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -152,6 +152,7 @@ run_on() {
 # queue_again CODE: what `run_on` says of Slurm.
 queue_again() {
   if [ -n "${SLURM_JOB_ID:-}" ] && { [ "$1" = 75 ] || { [ "$1" = 143 ] && preempted; }; }; then
+    trap '' USR1 TERM # Slurm may send one for what comes now
     echo "stopped in time; queueing job $JOB again"
     scontrol requeue "$JOB" || echo "Slurm refused; submit the same script again to go on" >&2
   fi

@@ -1,5 +1,6 @@
 """The processes of one run. Started by torchrun they share the work; started plainly there is one of them."""
 
+import gc
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -25,6 +26,7 @@ def setup(device: torch.device) -> None:
 
 def shutdown() -> None:
     if distributed.is_initialized():
+        gc.collect()  # what DistributedDataParallel leaves behind holds the group, and so its threads
         distributed.destroy_process_group()
 
 

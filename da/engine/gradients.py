@@ -18,23 +18,30 @@ from da.engine import dist
 
 
 class _HandThrough(nn.Module):
-    """Returns the loss it is given; without one, a number of its own, so that a pass can reach no network at all."""
+    """Returns the loss it is given, as the output of a module with all `watched` parameters, as far as DDP can tell.
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
+    DDP begins to average at the first parameter whose gradient is complete, so each loss also reaches `always`, with
+    weight 0. `before` is reached once, ahead of the pass that averages: DDP warns of its search for unused parameters
+    where there are none, and makes a GPU wait where one was not used in the whole update. Both are registered last,
+    so that the others keep their alignment in DDP's buckets.
+    """
+
+    def __init__(self, watched: list[nn.Parameter]) -> None:
         super().__init__()
-        self.watched = nn.ParameterList(parameters)
-        self.own = nn.Parameter(torch.zeros((), device=parameters[0].device))
+        self.watched = nn.ParameterList(watched)
+        self.before = nn.Parameter(torch.zeros((), device=watched[0].device))
+        self.always = nn.Parameter(torch.zeros((), device=watched[0].device))
 
     def forward(self, loss: Tensor | None) -> Tensor:
-        return self.own.clone() if loss is None else loss
+        return self.before.clone() if loss is None else loss + 0 * self.always
 
 
 class Gradients:
     """Fills `.grad` of `parameters` for one update after another; all processes must make the same calls.
 
-    Which pass is the last of an update shows only afterwards. It is taken to be the one that was the last before; where
-    that was wrong, and in the first update, one more pass, through no network, does the averaging. Averaging twice
-    is the same as once.
+    Which pass is the last of an update shows only afterwards. It is taken to be the one that was the last before
+    (`usual`, part of a checkpoint); where that was wrong, and in the first update, one more pass, through no network,
+    does the averaging. But for rounding, averaging twice is the same as once.
 
     Args:
         parameters: all that any optimiser steps, on their device. DDP sends the last of them first.
@@ -44,8 +51,14 @@ class Gradients:
         self.parameters = list(parameters)
         self.ddp: DistributedDataParallel | None = None
         if dist.world() > 1:
-            module = _HandThrough(self.parameters)
-            self.ddp = DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
+            frozen = [parameter for parameter in self.parameters if not parameter.requires_grad]
+            for parameter in frozen:  # DDP would leave out for good what is frozen now
+                parameter.requires_grad_(True)
+            self.ddp = DistributedDataParallel(
+                _HandThrough(self.parameters), find_unused_parameters=True, gradient_as_bucket_view=True
+            )
+            for parameter in frozen:
+                parameter.requires_grad_(False)
         self.passes = self.usual = 0
         self.sums: dict[nn.Parameter, Tensor] = {}
 
@@ -70,17 +83,16 @@ class Gradients:
         """Leave the update's gradients in `.grad`; parameters that no pass reached have none."""
         for parameter, total in self.sums.items():
             parameter.grad = total
-        if self.sums or self.passes != self.usual:
-            self._backward(None, average=True)
+        if self.ddp and (self.sums or self.passes != self.usual):
+            self._backward(torch.zeros((), device=self.parameters[0].device), average=True)
         self.usual = 0 if self.sums else self.passes
         self.passes, self.sums = 0, {}
 
-    def _backward(self, loss: Tensor | None, average: bool) -> None:
+    def _backward(self, loss: Tensor, average: bool) -> None:
         if self.ddp is None:
-            if loss is not None:
-                loss.backward()
-        elif average:
+            loss.backward()
+            return
+        with self.ddp.no_sync():
+            self.ddp(None if average else loss).backward()
+        if average:
             self.ddp(loss).backward()
-        else:
-            with self.ddp.no_sync():
-                self.ddp(loss).backward()

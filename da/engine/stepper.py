@@ -237,12 +237,14 @@ class Stepper:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything an exact continuation needs: networks, optimisers, the method's memory, loss scale."""
+        """Everything an exact continuation needs: networks, optimisers, the method's memory, loss scale, and how many
+        backward passes an update had."""
         return {
             "modules": {name: m.state_dict() for name, m in self.trainer.modules.items()},
             "optimizers": {name: o.state_dict() for name, o in self.trainer.optimizers.items()},
             "memory": {name: m.state_dict() for name, m in self.trainer.memory.items()},
             "scaler": self.scaler.state_dict(),
+            "passes": self.gradients.usual,
         }
 
     def load_progress(self, state: Mapping[str, Any]) -> None:
@@ -253,3 +255,4 @@ class Stepper:
         for name, memory in self.trainer.memory.items():
             memory.load_state_dict(state["memory"][name])
         self.scaler.load_state_dict(state["scaler"])
+        self.gradients.usual = state.get("passes", 0)

@@ -1,5 +1,7 @@
 """What two processes leave in `.grad`: the mean of what each computed, whatever its passes were."""
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from test_dist import two_processes
 from torch import nn
 
+from da.engine import dist
 from da.engine.gradients import Gradients
 
 pytestmark = pytest.mark.slow
@@ -65,17 +68,58 @@ def test_processes_share_the_gradients_of_micro_batches(tmp_path):
     two_processes(tmp_path, _micro_batches)
 
 
-def _averaging_overlaps(folder: Path, rank: int) -> None:
+def _passes_of_updates(folder: Path, rank: int) -> None:
     f, d, _ = _networks()
-    gradients = Gradients([*f.parameters(), *d.parameters()])
-    extra = []
-    gradients.ddp.module.own.register_hook(lambda _: extra.append(1))
-    for update in (0, 0, 0):
-        for loss in _losses(update, rank, f, d):
-            gradients.backward(loss)
-        gradients.finish()
-    assert len(extra) == 1  # the first update could not know its last pass
+    d.requires_grad_(False)  # trained all the same, later
+
+    def passes(usual: int) -> Iterator[int]:
+        gradients = Gradients([*f.parameters(), *d.parameters()])
+        gradients.usual = usual
+        seen = []
+        gradients.ddp.module.always.register_hook(lambda _: seen.append(1))
+        while True:
+            for loss in _losses(0, rank, f, d):
+                gradients.backward(loss)
+            gradients.finish()
+            assert len(set(dist.gather(d.weight.grad.tolist()[0][0]))) == 1
+            yield len(seen)
+            seen.clear()
+            d.zero_grad()
+
+    assert list(islice(passes(0), 3)) == [5, 4, 4]  # four of the method, and in the first update one that averages
+    assert list(islice(passes(4), 3)) == [4, 4, 4]  # as in a run that is continued
 
 
 def test_only_the_first_update_needs_a_pass_for_averaging(tmp_path):
-    two_processes(tmp_path, _averaging_overlaps)
+    two_processes(tmp_path, _passes_of_updates)
+
+
+def _last_pass_reaches_nothing_that_is_watched(folder: Path, rank: int) -> None:
+    f, elsewhere = nn.Linear(1, 1), nn.Linear(1, 1)
+    gradients = Gradients(f.parameters())
+    for _ in range(3):
+        gradients.backward((rank + 1) * f.weight.sum())
+        gradients.backward(elsewhere.weight.sum())
+        gradients.finish()
+        assert f.weight.grad.item() == 1.5
+        f.weight.grad = None
+
+
+def test_the_last_pass_may_reach_nothing_that_is_trained(tmp_path, capfd):
+    two_processes(tmp_path, _last_pass_reaches_nothing_that_is_watched)
+    assert "Warning" not in capfd.readouterr().err
+
+
+def _one_pass_through_everything(folder: Path, rank: int) -> None:
+    f = nn.Linear(1, 1)
+    gradients = Gradients(f.parameters())
+    for _ in range(3):
+        gradients.backward((rank + 1) * (f.weight.sum() + f.bias.sum()))
+        gradients.finish()
+        assert f.weight.grad.item() == f.bias.grad.item() == 1.5
+        f.zero_grad()
+
+
+def test_one_pass_through_everything_brings_no_warning(tmp_path, capfd):
+    two_processes(tmp_path, _one_pass_through_everything)
+    assert "Warning" not in capfd.readouterr().err
