@@ -14,6 +14,7 @@ from da import bench
 from da.cli import main
 
 
+@pytest.mark.slow
 def test_command_writes_every_comparison(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("DA_CACHE", raising=False)
     file = tmp_path / "b.json"
@@ -72,6 +73,7 @@ def test_help_is_quick_and_loads_no_torch():
     assert min(seconds) < 0.5
 
 
+@pytest.mark.slow
 def test_training_begins_within_ten_seconds(gta5_root, cityscapes_root, tmp_path):
     mini = "experiments/mini/source_only.yaml"
     words = ["train", mini, *overrides(gta5_root, cityscapes_root), "data.workers=2", "--runs", str(tmp_path)]

@@ -156,6 +156,7 @@ def test_run_can_start_from_another_run(command, capsys, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a if k.endswith("weight"))
 
 
+@pytest.mark.slow
 def test_a_run_made_from_older_weights_is_not_taken_for_finished(command, capsys, tmp_path, gta5_root):
     """Neither from a segmenter nor from translations that have been made anew; without them it may stay."""
     (gta5_root / "translation.json").write_text('{"weights": "old"}')
@@ -188,6 +189,7 @@ def test_a_full_disk_while_translating_speaks_of_no_checkpoint(capsys, monkeypat
     assert "checkpoint" not in error
 
 
+@pytest.mark.slow
 def test_a_compiled_run_trains_the_same_network(command, tmp_path, monkeypatch):
     """Traced and compiled by torch, but with its plain operations behind, which need no compiler and few seconds."""
     assert main([*command, "name=plain"]) == 0
@@ -267,6 +269,7 @@ def test_data_check_exit_codes(capsys, gta5_root):
     assert "00003" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_error_in_the_main_process_ends_the_workers(command):
     words = [sys.executable, "-m", "da", *command, "data.workers=2", "run.steps=1000"]
     with subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

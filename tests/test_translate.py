@@ -83,6 +83,7 @@ def test_agreement_is_that_of_the_whole_stored_set_also_later(run, tmp_path, cap
     assert first.splitlines()[-1] == again.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_sigkill_and_sigusr1_lose_no_finished_picture(run, tmp_path, gta5_root):
     """Ended in mid-work by either, called again: the pictures of a call that ran through."""
     translate(run, tmp_path / "straight", (), batch=1, agreement=False)
@@ -167,6 +168,7 @@ def test_refuses_a_folder_of_something_else(run, tmp_path, gta5_root, cityscapes
         translate(source_only, tmp_path / "other", (), batch=1, agreement=False)
 
 
+@pytest.mark.slow
 def test_two_calls_do_not_write_to_one_folder(run, tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT", 0.1)
     code = f"import pathlib, sys; from da.engine import lock; held = lock.held(pathlib.Path({str(tmp_path)!r}, "
@@ -203,6 +205,7 @@ def test_nothing_is_said_of_a_segmenter_that_nobody_trained(tmp_path, gta5_root,
     assert not (tmp_path / "translated.partial").exists()
 
 
+@pytest.mark.slow
 def test_sigusr1_while_it_starts_ends_it_with_75():
     """Ignored until Python runs, as under the launch scripts; sent before anything heavy is loaded."""
     code = "import os, signal, sys, da.cli; signal.signal(signal.SIGUSR1, signal.SIG_IGN); "

@@ -142,6 +142,7 @@ def test_method_with_target_needs_one(config: DataConfig) -> None:
         train_batches(config.model_copy(update={"target": None}), 0, 0, use_target=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("file", ["images/00002.png", "labels/00002.png"])
 def test_damaged_file_in_a_worker_is_one_clear_line(config: DataConfig, workers: int, file: str) -> None:

@@ -91,6 +91,7 @@ def loading(command, run):
     process.kill()
 
 
+@pytest.mark.slow
 def test_a_killed_data_worker_is_one_clear_line(loading):
     process, workers = loading
     os.kill(workers[0], signal.SIGKILL)
@@ -123,6 +124,7 @@ def test_a_worker_killed_with_a_batch_in_its_hands_is_the_same_line(error):
         list(loaded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
 def test_a_signal_to_every_process_of_the_job_stops_and_saves(loading, run, number, code):
     process, _ = loading
@@ -133,6 +135,7 @@ def test_a_signal_to_every_process_of_the_job_stops_and_saves(loading, run, numb
     assert checkpoint.load(run / "checkpoints/last.pt")["step"] >= 1
 
 
+@pytest.mark.slow
 def test_data_workers_end_with_a_killed_run(loading):
     process, workers = loading
     process.kill()

@@ -27,6 +27,7 @@ def read(folder: Path) -> EventAccumulator:
     return board
 
 
+@pytest.mark.slow
 def test_a_finished_run_fills_charts_row_and_pictures(tmp_path, gta5_root, cityscapes_root):
     board = read(train(tiny("adaptsegnet_single", gta5_root, cityscapes_root), tmp_path))
     tags = board.Tags()["scalars"]

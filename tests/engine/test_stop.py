@@ -83,6 +83,7 @@ def test_a_stop_before_any_validation_loses_nothing(cut, tmp_path):
     assert torch.equal(*(state["modules"]["layer"]["weight"] for state in states))
 
 
+@pytest.mark.slow
 def test_the_second_job_on_a_folder_refuses_and_names_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT", 0.1)
     code = f"import pathlib, sys; from da.engine import lock; held = lock.held(pathlib.Path({str(tmp_path)!r})); "
