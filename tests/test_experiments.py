@@ -52,6 +52,7 @@ def sections(schema: type[BaseModel]) -> set[type[BaseModel]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_setting_is_read(tmp_path, gta5_root, cityscapes_root, monkeypatch):
     """A short run of every method must touch every field of every section it is made of."""
     reads = set()

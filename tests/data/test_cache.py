@@ -34,6 +34,7 @@ def build(root: Path, size: tuple[int, int] | None = SIZE, with_labels: bool = T
     return plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "scale"), [(SIZE, (1.0, 1.0)), (SIZE, (0.75, 1.5)), (None, (0.75, 1.5))])
 def test_batches_are_the_same_with_and_without_the_cache(gta5_root, cityscapes_root, monkeypatch, size, scale):
     from da.data.loaders import train_batches

@@ -57,6 +57,7 @@ def test_a_gta5_label_shows_the_cityscapes_colours_when_opened_as_a_picture(root
     assert set(np.unique(ids)) <= {c.cityscapes_id for c in CLASSES}
 
 
+@pytest.mark.slow
 def test_the_same_seed_renders_the_same_bytes_and_another_does_not(root: Path, tmp_path: Path) -> None:
     one = Sizes(source=1, target_train=1, target_val=1)
     miniature.render(tmp_path / "again", sizes=one)

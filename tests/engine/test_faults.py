@@ -33,6 +33,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return checkpoint.load(run / "checkpoints/last.pt")["modules"]["segmenter"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_checkpoint(command, run, capsys, monkeypatch):
     with monkeypatch.context() as long_ago:
         long_ago.setenv("DA_STARTED", "0")

@@ -591,6 +591,7 @@ def test_files_that_lack_a_key_are_named(runs, tmp_path, capsys, file, text, tol
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_report_of_trained_runs(tmp_path, capsys, gta5_root, cityscapes_root):
     """Two tiny trainings; then one whose checkpoint is gone: its numbers stay, its pictures are left out by name."""
     from da.run import train

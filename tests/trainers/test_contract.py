@@ -94,6 +94,7 @@ class TestEveryMethod:
         with torch.no_grad():
             assert trainer.predict(torch.rand(1, 3, 37, 61)).shape == (1, 19, 5, 8)
 
+    @pytest.mark.slow
     def test_runs_to_a_summary_without_target_labels(self, name, tmp_path, gta5_root, cityscapes_root):
         config = tiny(METHOD_FILES[name], gta5_root, cityscapes_root)
         folder = train(config, tmp_path / "with")
