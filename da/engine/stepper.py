@@ -132,6 +132,7 @@ class Stepper:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
         self._fuse()
+        # The first optimiser's networks are done first in an update, and `Gradients` sends the last given first.
         groups = [group for optimizer in reversed(trainer.optimizers.values()) for group in optimizer.param_groups]
         self.gradients = Gradients(p for group in groups for p in group["params"])
 

@@ -90,8 +90,8 @@ class Trainer(ABC):
         """All forward and backward passes of one update, in the paper's order.
 
         `backward(loss)` adds a loss's gradients; the engine steps all optimisers afterwards. How often it is called may
-        differ between updates, but not between the processes of a run. Returns 0-d tensors
-        under their TensorBoard names (`loss/...`, `d/...`, `agreement/...`); nothing here may wait for the device.
+        differ between updates, but not between the processes of a run. Returns 0-d tensors under their TensorBoard
+        names (`loss/...`, `d/...`, `agreement/...`); nothing here may wait for the device.
         """
 
     def predict(self, image: Tensor) -> Tensor:
