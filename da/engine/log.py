@@ -71,6 +71,7 @@ class RunLog:
         write_text(self._path, "".join(line + "\n" for line in kept))
         threading.excepthook = _silent_on_the_board(threading.excepthook)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  closed in close()
+        _date_back(folder / "tensorboard")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._writer = cast(Any, self._board.file_writer)  # annotated as None
         if start == 0:
@@ -104,6 +105,19 @@ class RunLog:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def _date_back(folder: Path) -> None:
+    """Make the event files in `folder` older than one that is opened now.
+
+    TensorBoard reads them in the order of their names, which begin with the second they were opened in. One of a
+    restart within that second, or on a machine whose clock is behind, could come first, and its points be dropped.
+    """
+    opened = {path: int(path.name.split(".")[3]) for path in sorted(folder.glob("events.out.tfevents.*"))}
+    ahead = max(opened.values(), default=0) + 1 - int(time.time())
+    if ahead > 0:
+        for path, second in opened.items():
+            path.rename(path.with_name(path.name.replace(str(second), str(second - ahead), 1)))
 
 
 def _lines(path: Path) -> list[str]:

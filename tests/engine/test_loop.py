@@ -132,7 +132,9 @@ def test_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 2, "a": 1}\n'
 
 
-def test_a_torn_tensorboard_file_loses_and_doubles_nothing(tmp_path):
+@pytest.mark.parametrize("ahead", [0, 3600])
+def test_a_torn_tensorboard_file_loses_and_doubles_nothing(tmp_path, ahead):
+    """`ahead`: seconds by which the clock of the machine before was ahead of this one's."""
     first = RunLog(tmp_path, start=0)
     for step in (1, 2, 3):
         first.scalars(step, {"a": step})
@@ -142,6 +144,8 @@ def test_a_torn_tensorboard_file_loses_and_doubles_nothing(tmp_path):
     first.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
     events.write_bytes(events.read_bytes()[:-5])  # a kill in the middle of a record
+    opened = events.name.split(".")[3]
+    events.rename(events.with_name(events.name.replace(opened, str(int(opened) + ahead))))
     second = RunLog(tmp_path, start=3)
     for step in (4, 5, 6):
         second.scalars(step, {"a": 10 * step})
