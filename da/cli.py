@@ -235,6 +235,12 @@ def _stop_file() -> Path | None:
     return Path(name) if name and "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
+def _asked() -> int:
+    """The code to end with where torchrun was asked to stop before this process began (launch/torchrun.py), or 0."""
+    codes = {"SIGUSR1": 75, "SIGUSR2": 130, "SIGINT": 130}
+    return next((code for name, code in codes.items() if Path(f"{_stop_file()}.{name}").exists()), 0)
+
+
 def _leave(code: int, message: str = "") -> int:
     """Say why the program ends; of several processes only the first does. Returns the exit code."""
     path = _stop_file()
@@ -256,6 +262,7 @@ def _until_listening() -> None:
     signal.signal(signal.SIGUSR1, lambda *_: sys.exit(_leave(75)))
     for number in INTERRUPTS:
         signal.signal(number, stop_now)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR1, *INTERRUPTS))  # launch/torchrun.py holds them back
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -277,10 +284,12 @@ def _between_commas(words: Sequence[str]) -> list[list[str]]:
 
 
 def _train(options: argparse.Namespace) -> int:
+    _until_listening()
     stop_file = _stop_file()
     if stop_file and stop_file.exists():
         return 0
-    _until_listening()
+    if code := _asked():
+        return _leave(code)
     from da.data.loaders import check_batch_size
     from da.engine import dist
     from da.engine.log import say

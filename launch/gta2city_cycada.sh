@@ -14,14 +14,15 @@
 #                                cycada_pixel:method.lambda_sem=0
 #
 # The oracle's source is the target's data set: data.source.* reaches it only as oracle:data.source.*.
-#SBATCH --job-name=gta2city_cycada
+#SBATCH --job-name=cycada_gta2city
 #SBATCH --nodes=1 --ntasks-per-node=1 --cpus-per-task=8
 #SBATCH --time=24:00:00
-#SBATCH --signal=USR1@120 --requeue
+#SBATCH --signal=B:USR1@120 --requeue
 #SBATCH --output=slurm-%x-%j.log --open-mode=append
 
-here=$(dirname "$0")
-[ -e "$here/lib.sh" ] || here=${SLURM_SUBMIT_DIR:-.}/launch # Slurm runs a copy of this script, far from lib.sh
+for here in "$(dirname "$0")" launch "${SLURM_SUBMIT_DIR:-.}/launch"; do # Slurm runs a copy of this script
+  [ ! -e "$here/lib.sh" ] || break
+done
 [ -e "$here/lib.sh" ] || { echo "error: no launch/lib.sh in $PWD; submit from the project folder" >&2; exit 2; }
 source "$here/lib.sh"
 
@@ -84,7 +85,7 @@ run_alone train --check --processes "$((NODES * GPUS))" --runs "$RUNS" "${check[
 for name in $stages; do
   echo "== $name"
   read_settings "$name"
-  run_experiment "$table" "$name" ${settings[@]+"${settings[@]}"}
+  train_file "experiments/$table/$name.yaml" ${settings[@]+"${settings[@]}"}
   [ "$name" = cycada_pixel ] || continue
   limit=()
   for word in ${settings[@]+"${settings[@]}"}; do
@@ -92,5 +93,5 @@ for name in $stages; do
   done
   run_alone translate "$(run cycada_pixel)" "$translated" ${limit[@]+"${limit[@]}"}
 done
-"$PYTHON" -m da evaluate "$(run source_only)" "$(run cycada_feature_only)" "$(run cycada_pixel_segmenter)" \
+run_alone evaluate "$(run source_only)" "$(run cycada_feature_only)" "$(run cycada_pixel_segmenter)" \
   "$(run cycada_feature)" "$(run oracle)"

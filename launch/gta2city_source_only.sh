@@ -7,16 +7,17 @@
 #   GTA5_ROOT, CITYSCAPES_ROOT   the data; without them the miniature runs
 #   GPUS=4                       processes, one per GPU
 #   EXPERIMENT=oracle            another file of experiments/gta2city
-#SBATCH --job-name=gta2city_source_only
+#SBATCH --job-name=source_only_gta2city
 #SBATCH --nodes=1 --ntasks-per-node=1 --cpus-per-task=8
 #SBATCH --time=24:00:00
-#SBATCH --signal=USR1@120 --requeue
+#SBATCH --signal=B:USR1@120 --requeue
 #SBATCH --output=slurm-%x-%j.log --open-mode=append
 
-here=$(dirname "$0")
-[ -e "$here/lib.sh" ] || here=${SLURM_SUBMIT_DIR:-.}/launch # Slurm runs a copy of this script, far from lib.sh
+for here in "$(dirname "$0")" launch "${SLURM_SUBMIT_DIR:-.}/launch"; do # Slurm runs a copy of this script
+  [ ! -e "$here/lib.sh" ] || break
+done
 [ -e "$here/lib.sh" ] || { echo "error: no launch/lib.sh in $PWD; submit from the project folder" >&2; exit 2; }
 source "$here/lib.sh"
 
 table=$(choose_table gta2city "GTA5_ROOT CITYSCAPES_ROOT")
-run_experiment "$table" "${EXPERIMENT:-source_only}" "$@"
+train_file "experiments/$table/${EXPERIMENT:-source_only}.yaml" "$@"

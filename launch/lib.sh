@@ -12,7 +12,8 @@ for word in "$@"; do # --help prints the script's own header
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-1}}   # processes on each machine, one per GPU
+GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-${SLURM_GPUS_PER_NODE:-1}}} # processes on each machine, one per GPU
+GPUS=${GPUS##*:}                         # a100:4
 NODES=1                                  # machines of this job
 [ -z "${SLURM_JOB_ID:-}" ] || NODES=${SLURM_NNODES:-1}
 RUNS=${RUNS:-runs}                       # folder of all runs
@@ -33,6 +34,10 @@ PY
 
 find_python() {
   local candidate
+  if [ -n "${PYTHON:-}" ] && ! has_packages "$PYTHON"; then
+    echo "error: PYTHON=$PYTHON is no Python that has the packages of requirements.txt; mend it or unset it" >&2
+    exit 2
+  fi
   for candidate in "${PYTHON:-}" python3 python .venv/bin/python; do
     if [ -n "$candidate" ] && has_packages "$candidate"; then
       PYTHON=$candidate
@@ -48,6 +53,11 @@ find_python() {
       "an interpreter that has the packages" >&2
     exit 2
   fi
+  if ! mkdir .venv.lock 2>/dev/null; then
+    echo "error: $PWD/.venv: another call is installing into it; wait for it (if there is none, delete .venv.lock)" >&2
+    exit 2
+  fi
+  trap 'rmdir .venv.lock' EXIT
   echo "The active Python lacks the packages; installing requirements.txt into .venv ..."
   if [ ! -e .venv ] && ! python3 -m venv .venv; then
     rm -rf .venv
@@ -55,6 +65,8 @@ find_python() {
     exit 2
   fi
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+  rmdir .venv.lock
+  trap - EXIT
   PYTHON=.venv/bin/python
 }
 
@@ -72,14 +84,6 @@ choose_table() {
   echo "$table"
 }
 
-# run_experiment TABLE NAME [section.key=value ...]
-# Trains experiments/TABLE/NAME.yaml. Returns what `train_file` returns: not 0 when the run was stopped.
-run_experiment() {
-  local table=$1 name=$2
-  shift 2
-  train_file "experiments/$table/$name.yaml" "$@"
-}
-
 # train_file FILE.yaml [section.key=value ...]
 # Returns what `run_on` returns.
 train_file() {
@@ -95,7 +99,7 @@ train_file() {
     export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGHUP,SIGQUIT # its settings; SIGINT goes straight to its processes
     # Else torchrun keeps one store over its restarts, and gloo looks for processes that are dead.
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-    if ! { mkdir -p "$logs" && true >"$DA_STOP_FILE" && rm "$DA_STOP_FILE"; } 2>/dev/null; then
+    if ! { mkdir -p "$logs" && true >"$DA_STOP_FILE" && rm -f "$DA_STOP_FILE"*; } 2>/dev/null; then
       echo "error: $logs: cannot be written; free space, or set RUNS to a folder that can" >&2
       return 2
     fi
@@ -123,14 +127,19 @@ run_on() {
   shift
   # shellcheck disable=SC2016  # for the shell on each node
   local command=(bash -c "$(declare -f on_node node_address)"'; on_node "$@"' bash "$nodes" "$@")
-  if [ -n "${SLURM_JOB_ID:-}" ]; then # srun does not take --cpus-per-task over from sbatch
+  if [ -n "${SLURM_JOB_ID:-}" ]; then
     # Inside another step (`srun --pty bash`) it would wait for ever for what that one holds. --gpus counts those of all
-    # nodes of the job: too many for one, and srun --overlap shares them out unevenly.
-    command=(env -u SLURM_GPUS srun ${SLURM_STEP_ID:+--overlap} "--nodes=$nodes" "--ntasks=$nodes" --ntasks-per-node=1
-      ${SLURM_GPUS_ON_NODE:+"--gpus-per-node=$SLURM_GPUS_ON_NODE"}
-      ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} "${command[@]}")
+    # nodes of the job: too many for one, and srun --overlap shares them out unevenly. Where one node's torchrun is
+    # killed, the others would wait for it for minutes. `sbatch --export` is not for what is set here.
+    command=(env -u SLURM_GPUS -u SLURM_TRES_PER_TASK srun --export=ALL --wait=30 ${SLURM_STEP_ID:+--overlap}
+      "--nodes=$nodes" "--ntasks=$nodes" --ntasks-per-node=1 "--cpus-per-task=$(processors)"
+      ${SLURM_GPUS_ON_NODE:+"--gpus-per-node=$SLURM_GPUS_ON_NODE"} "${command[@]}")
   fi
   launch "${command[@]}" || code=$?
+  case $code in # it came before anyone listened
+    "$((128 + $(kill -l USR1)))") code=75 ;;
+    "$((128 + $(kill -l USR2)))") code=130 ;;
+  esac
   if [ -s "${DA_STOP_FILE:-}" ]; then
     code=$(<"$DA_STOP_FILE")
   fi
@@ -143,7 +152,7 @@ run_on() {
           code=2
         fi ;;
     esac
-    rm -f "$DA_STOP_FILE"
+    rm -f "$DA_STOP_FILE"*
   fi
   queue_again "$code"
   return "$code"
@@ -172,8 +181,6 @@ catch_signals() {
 on_node() { # NODES COMMAND ...
   local nodes=$1 address interface
   shift
-  # These signals are for the processes that listen for them; torchrun does not, and would die of them.
-  trap "" INT USR1 USR2
   # The first node hosts the meeting of several; torchrun's own guesses fail where a node's name is not its address.
   export PET_RDZV_CONF=is_host=$((${SLURM_NODEID:-0} == 0))
   if [ "$nodes" -gt 1 ]; then
@@ -183,6 +190,10 @@ on_node() { # NODES COMMAND ...
     [ -z "$interface" ] || export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$interface}"
   fi
   exec "$@"
+}
+
+processors() { # of the node that has given this job the fewest; srun takes no --cpus-per-task over from sbatch
+  tr , '\n' <<<"${SLURM_JOB_CPUS_PER_NODE:-${SLURM_CPUS_PER_TASK:-1}}" | sed 's/(.*//' | sort -n | head -n 1
 }
 
 node_address() { # NAME
@@ -205,12 +216,16 @@ free_port() {
 # launch COMMAND ...
 # Runs it, handing on the signals that this shell gets; returns its exit code.
 launch() {
-  local code=0 interrupts=0 child
+  local code=0 interrupts=0 child asked=
+  trap 'asked=USR1' USR1
+  trap 'asked=TERM' TERM
+  trap 'asked=INT' INT
   "$@" &
   child=$!
   trap 'hand_on USR1 "$child"' USR1
   trap 'hand_on TERM "$child"' TERM
   trap 'hand_on INT "$child"' INT
+  [ -z "$asked" ] || hand_on "$asked" "$child"
   wait "$child" || code=$?
   while [ "$code" -gt 128 ] && kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the child
     code=0
@@ -234,15 +249,13 @@ hand_on() { # SIGNAL CHILD
   if [ -n "${SLURM_JOB_ID:-}" ]; then # the child is srun, which hands it on to the processes on all nodes
     # Slurm sends SIGTERM to all processes of a job itself, and srun would kill them for it.
     [ "$1" = TERM ] || kill "-$signal" "$2" || true
-  elif [ -z "${DA_STOP_FILE:-}" ] || [ "$1" = TERM ]; then # one process, or torchrun, which hands on SIGTERM itself
+  elif [ -z "${DA_STOP_FILE:-}" ] || [ "$interrupts" -lt 2 ]; then # one process, or torchrun, which hands it on
     kill "-$signal" "$2" || true
-  elif [ "$interrupts" -gt 1 ]; then
+  else
     echo 130 >"$DA_STOP_FILE"
     echo "interrupted; the same command continues from what was saved" >&2
     # shellcheck disable=SC2046  # a list
     kill -KILL "$2" $(trap '' INT; pgrep -P "$2") || true
-  elif ! (trap '' INT; exec pkill "-$signal" -P "$2"); then # torchrun has not started its processes yet; they will look here
-    if [ "$1" = INT ]; then echo 130; else echo 75; fi >"$DA_STOP_FILE"
   fi
 }
 

@@ -7,11 +7,12 @@
 #   SBATCH_GPUS_PER_NODE=4 SBATCH_PARTITION=long ...   settings of sbatch
 #SBATCH --nodes=1 --ntasks-per-node=1 --cpus-per-task=8
 #SBATCH --time=24:00:00
-#SBATCH --signal=USR1@120 --requeue
+#SBATCH --signal=B:USR1@120 --requeue
 #SBATCH --output=slurm-%x-%A_%a.log --open-mode=append
 
-here=$(dirname "$0")
-[ -e "$here/lib.sh" ] || here=${SLURM_SUBMIT_DIR:-.}/launch # Slurm runs a copy of this script, far from lib.sh
+for here in "$(dirname "$0")" launch "${SLURM_SUBMIT_DIR:-.}/launch"; do # Slurm runs a copy of this script
+  [ ! -e "$here/lib.sh" ] || break
+done
 [ -e "$here/lib.sh" ] || { echo "error: no launch/lib.sh in $PWD; submit from the project folder" >&2; exit 2; }
 source "$here/lib.sh"
 
@@ -32,6 +33,7 @@ fi
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
   train_file "$file" "seed=$SLURM_ARRAY_TASK_ID" ${settings[@]+"${settings[@]}"}
 elif [ -z "${SLURM_JOB_ID:-}" ] && command -v sbatch >/dev/null; then
+  "$PYTHON" -m da train "$file" "seed=${seeds[0]}" ${settings[@]+"${settings[@]}"} --runs "$RUNS" --check >/dev/null
   array=$(IFS=,; echo "${seeds[*]}")
   sbatch "--job-name=$(basename "$file" .yaml)-seeds" "--array=$array" launch/seeds.sh "$file" "$@"
 else

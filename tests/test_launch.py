@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import random
 import shutil
 import signal
 import subprocess
@@ -81,61 +82,63 @@ def oracle(cityscapes_root) -> list[str]:
     return [f"oracle:data.source.root={cityscapes_root}", "oracle:data.source.crop=[64, 48]"]
 
 
-def test_cycada_runs_stage_by_stage(tmp_path, gta5_root, cityscapes_root):
-    """In two processes, and with a batch for them at each stage, also where its recipe's is 1."""
-    settings = [word for word in overrides(gta5_root, cityscapes_root) if not word.startswith("data.batch_size")]
-    settings += [*oracle(cityscapes_root), "seed=3", "run.time_limit=1d"]
-    settings += ["cycada_pixel:method.blocks=1", "cycada_pixel:method.width=8"]
-    done = launch("gta2city_cycada.sh", *settings, RUNS=str(tmp_path / "runs"), GPUS="2")
-    assert done.returncode == 0, done.stderr
-    assert "cycada_pixel: data.batch_size=2, an image for each process" in done.stdout
-    stages = (
-        "source_only",
-        "cycada_pixel",
-        "cycada_pixel_segmenter",
-        "cycada_feature",
-        "cycada_feature_only",
-        "oracle",
-    )
-    for name in stages:
-        assert (tmp_path / f"runs/mini/{name}-seed3/summary.json").exists()
-    translated = tmp_path / "runs/mini/cycada_pixel-seed3/translated"
-    sources = {"cycada_feature": translated, "cycada_feature_only": gta5_root, "oracle": cityscapes_root}
-    for name, root in sources.items():
-        config = (tmp_path / f"runs/mini/{name}-seed3/config.yaml").read_text()
-        assert f"root: {root}" in config
+STAGES = ("source_only", "cycada_pixel", "cycada_pixel_segmenter", "cycada_feature", "cycada_feature_only", "oracle")
 
 
-def test_cycada_killed_in_each_stage_skips_what_is_finished_and_ends_with_the_same_table(
-    tmp_path, gta5_root, cityscapes_root
-):
-    settings = [*overrides(gta5_root, cityscapes_root), *oracle(cityscapes_root)]
+def test_cycada_runs_stage_by_stage_and_ends_with_the_same_table_after_kills(tmp_path, gta5_root, cityscapes_root):
+    """Killed in three of its stages, other ones each time; what is finished is skipped."""
+    settings = [*overrides(gta5_root, cityscapes_root), *oracle(cityscapes_root), "seed=3", "run.time_limit=1d"]
     settings += ["cycada_pixel:method.blocks=1", "cycada_pixel:method.width=8", "run.steps=8"]
     straight = launch("gta2city_cycada.sh", *settings, RUNS=str(tmp_path / "straight"))
     assert straight.returncode == 0, straight.stderr
+    for name in STAGES:
+        assert (tmp_path / f"straight/mini/{name}-seed3/summary.json").exists()
+    translated = tmp_path / "straight/mini/cycada_pixel-seed3/translated"
+    sources = {"cycada_feature": translated, "cycada_feature_only": gta5_root, "oracle": cityscapes_root}
+    for name, root in sources.items():
+        config = (tmp_path / f"straight/mini/{name}-seed3/config.yaml").read_text()
+        assert f"root: {root}" in config
+
     runs = tmp_path / "killed/mini"
-    begun = [runs / f"{name}-seed0/checkpoints/last.pt" for name in ("source_only", "cycada_pixel")]
-    begun += [runs / "cycada_pixel-seed0/translated.partial/translation.json"]
-    later = ("cycada_pixel_segmenter", "cycada_feature", "cycada_feature_only", "oracle")
-    begun += [runs / f"{name}-seed0/checkpoints/last.pt" for name in later]
-    environment = {k: v for k, v in os.environ.items() if not k.endswith("_ROOT")}
-    environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "RUNS": str(tmp_path / "killed")}
-    script = ["bash", str(REPOSITORY / "launch/gta2city_cycada.sh"), *settings]
-    for file in begun:
-        process = subprocess.Popen(script, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-        until = time.monotonic() + 120
-        while not file.exists():
-            assert process.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    begun = [runs / f"{name}-seed3/checkpoints/last.pt" for name in STAGES]
+    begun.insert(2, runs / "cycada_pixel-seed3/translated.partial/translation.json")
+    for number in sorted(random.sample(range(len(begun)), 3)):
+        file = begun[number]
+        kill_once_there(file, settings, RUNS=str(tmp_path / "killed"))
         assert not (file.parents[1] / "summary.json").exists() or "translated" in str(file)
     done = launch("gta2city_cycada.sh", *settings, RUNS=str(tmp_path / "killed"))
     assert done.returncode == 0, done.stderr
     assert "is complete; delete it to translate again" in done.stdout
     tables = [out[out.rindex("mIoU19") :].replace("killed", "straight") for out in (done.stdout, straight.stdout)]
     assert tables[0] == tables[1]
+
+
+def test_the_stages_of_cycada_have_an_image_for_each_process(tmp_path, gta5_root, cityscapes_root):
+    """Also that whose recipe has a batch of one."""
+    settings = [word for word in overrides(gta5_root, cityscapes_root) if not word.startswith("data.batch_size")]
+    settings += [*oracle(cityscapes_root), "run.steps=1", "run.val_every=1", "run.save_every=1"]
+    run = tmp_path / "mini/cycada_pixel-seed0"
+    kill_once_there(run / "metrics.jsonl", settings, RUNS=str(tmp_path), GPUS="2")
+    assert "batch_size: 2" in (run / "config.yaml").read_text()
+
+
+def kill_once_there(file: Path, settings: list[str], **variables: str) -> None:
+    """Start the chain, and kill all its processes as soon as it has written `file`."""
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_ROOT")}
+    environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | variables
+    script = ["bash", str(REPOSITORY / "launch/gta2city_cycada.sh"), *settings]
+    process = subprocess.Popen(script, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    until = time.monotonic() + 240
+    while not file.exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.002)
+    trainers = [rank for agent in children(process.pid) for rank in children(agent)]
+    os.killpg(process.pid, signal.SIGKILL)
+    for rank in trainers:  # in sessions of their own
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank, signal.SIGKILL)
+    process.wait()
 
 
 @pytest.mark.parametrize(
@@ -163,6 +166,25 @@ def test_cycada_refuses_a_batch_that_cannot_be_shared_before_the_first_stage(tmp
     assert done.returncode == 2
     assert "data.batch_size: 2 cannot be shared by 4 processes" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["nowhere.yaml", "0"], "nowhere.yaml"), (["experiments/mini/oracle.yaml", "0", "a=1"], "command line: a: ")],
+)
+def test_seeds_with_a_mistake_are_not_submitted(words, said, tmp_path):
+    (tmp_path / "sbatch").write_text(f'#!/bin/sh\n: >"{tmp_path}/called"\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    done = launch("seeds.sh", *words, PATH=f"{tmp_path}:{os.environ['PATH']}", RUNS=str(tmp_path / "runs"))
+    assert done.returncode == 2
+    assert f"error: {said}" in done.stderr
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_python_without_the_packages_is_refused():
+    done = launch("gta2city_source_only.sh", "run.steps=1", PYTHON="/bin/false")
+    assert done.returncode == 2
+    assert "error: PYTHON=/bin/false is no Python that has the packages" in done.stderr
 
 
 def test_seeds_of_one_stage_of_a_chain_are_refused(tmp_path):
@@ -203,9 +225,10 @@ def end_of(shell: int, terminal: int) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(shell, 0)[1]), shown.decode()
 
 
-def running(process: int) -> bool:
-    command = Path(f"/proc/{process}/cmdline")
-    return command.exists() and bool(command.read_bytes())  # empty: dead, and not yet asked for its exit code
+def command_line(process: int) -> bytes:
+    """Empty: it is dead."""
+    path = Path(f"/proc/{process}/cmdline")
+    return path.read_bytes() if path.exists() else b""
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
@@ -253,6 +276,21 @@ def test_a_signal_before_training_queues_the_job_again(name, code, again, tmp_pa
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_signal_while_the_processes_start_is_not_lost(processes, tmp_path, gta5_root, cityscapes_root):
+    """They are there and listen for nothing yet, or torchrun has yet to start them."""
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_ROOT")}
+    environment |= {"PYTHON": sys.executable, "RUNS": str(tmp_path / "runs"), "GPUS": processes}
+    script = ["bash", str(REPOSITORY / "launch/gta2city_source_only.sh"), *overrides(gta5_root, cityscapes_root)]
+    with subprocess.Popen([*script, *ENDLESS], env=environment) as shell:
+        program = b"launch/torchrun.py" if processes == "2" else b"train"
+        while not any(program in command_line(pid) for pid in children(shell.pid)):
+            time.sleep(0.01)
+        shell.send_signal(signal.SIGUSR1)
+    assert shell.returncode == 75
+    assert not (tmp_path / "runs/mini/source_only-seed0/metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
 def test_two_interrupts_stop_now(processes, tmp_path, gta5_root, cityscapes_root):
     """In the midst of an update of some seconds; after SIGUSR1, which waits for its end."""
     settings = [*overrides(gta5_root, cityscapes_root), "data.batch_size=150"]
@@ -269,7 +307,7 @@ def test_two_interrupts_stop_now(processes, tmp_path, gta5_root, cityscapes_root
     assert "interrupted; the same command continues" in shown
     assert not (tmp_path / "runs/mini/source_only-seed0/checkpoints/last.pt").exists()
     until = time.monotonic() + 10
-    while any(map(running, trainers)):
+    while any(map(command_line, trainers)):
         assert time.monotonic() < until
         time.sleep(0.1)
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import assert_continued, assert_same_result, checkpoint_step, last_step
+from runs import assert_continued, assert_same_result, checkpoint_step, children, last_step
 from tiny import REPOSITORY, overrides
 
 MISSING = [
@@ -26,7 +27,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="starting Slurm's daemons takes root"),
 ]
 
-LONGER = ("run.steps=60", "run.log_every=1", "run.val_every=15", "run.save_every=10")
+NAME = "source_only_gta2city"
+LONGER = ("run.steps=30", "run.log_every=1", "run.val_every=10", "run.save_every=10")
 CONFIGURATION = """
 ClusterName=throwaway
 SlurmctldHost={host}(127.0.0.1)
@@ -180,7 +182,7 @@ def test_two_nodes_requeue_and_preemption_end_in_the_same_result(cluster, settin
     """The uninterrupted job, one requeued by hand, one asked to stop in time, one preempted."""
     name = "mini/source_only-seed0"
     job = cluster.submit(tmp_path / "straight", *two_nodes(settings))
-    assert cluster.call("squeue", "-h", "-j", job, "-o", "%j").strip() == "gta2city_source_only"
+    assert cluster.call("squeue", "-h", "-j", job, "-o", "%j").strip() == NAME
     cluster.wait(job, "COMPLETED")
     straight = tmp_path / "straight" / name
     assert len(list((straight / "logs").rglob("stdout.log"))) == 2  # one per process
@@ -203,15 +205,15 @@ def test_two_nodes_requeue_and_preemption_end_in_the_same_result(cluster, settin
         assert step == last_step(run) if kind != "requeue" else step >= 10
         cluster.restart(job)
         cluster.wait(job, "COMPLETED")
-        assert_continued((cluster.folder / f"gta2city_source_only-{job}.log").read_text(), step)
+        assert_continued((cluster.folder / f"{NAME}-{job}.log").read_text(), step)
         assert_same_result(run, straight)
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_one_node_has_all_its_processors_and_logs(processes, cluster, settings, tmp_path):
     run = tmp_path / "mini/source_only-seed0"
-    words = ["--cpus-per-task=2", f"--export=ALL,GPUS={processes}", "launch/gta2city_source_only.sh", *settings]
-    job = cluster.submit(tmp_path, *words)
+    export = f"--export=PATH,PYTHON,OMP_NUM_THREADS,SLURM_CONF,RUNS,GPUS={processes}"  # nothing else
+    job = cluster.submit(tmp_path, "--cpus-per-task=2", export, "launch/gta2city_source_only.sh", *settings)
     wait_for_line(run, 1, cluster)
     assert " CPUs=2 " in cluster.call("scontrol", "show", "step", f"{job}.0")
     cluster.call("scancel", "--signal=INT", job)
@@ -219,6 +221,34 @@ def test_one_node_has_all_its_processors_and_logs(processes, cluster, settings, 
     assert "ExitCode=130:0" in cluster.call("scontrol", "show", "job", job)
     assert (run / "checkpoints/last.pt").exists()
     assert len(list((run / "logs").rglob("stdout.log"))) == int(processes)
+
+
+@pytest.mark.parametrize("to", [["--batch"], []])
+def test_a_signal_while_a_job_starts_is_not_lost(to, cluster, settings, tmp_path):
+    """To the script, as Slurm sends it ahead of the time limit, or to the processes, of which none listens yet."""
+    job = cluster.submit(tmp_path, "--cpus-per-task=1", "launch/gta2city_source_only.sh", *settings, "run.steps=4")
+    while f"StepId={job}.0 " not in cluster.call("scontrol", "show", "step"):
+        time.sleep(0.1)
+    cluster.call("scancel", *to, "--signal=USR1", job)
+    cluster.restart(job)
+    cluster.wait(job, "COMPLETED")
+    assert "by SIGUSR1" not in (cluster.folder / f"{NAME}-{job}.log").read_text()  # it had not begun
+    assert (tmp_path / "mini/source_only-seed0/summary.json").exists()
+
+
+def test_a_job_of_which_one_node_dies_ends_within_a_minute(cluster, settings, tmp_path):
+    job = cluster.submit(tmp_path, *two_nodes([*settings, "run.steps=9999"]))
+    wait_for_line(tmp_path / "mini/source_only-seed0", 1, cluster)
+    listed = subprocess.run(["pgrep", "-f", f"launch/torchrun.py.*-{job} "], capture_output=True, text=True).stdout
+    on_second = [
+        pid for pid in map(int, listed.split()) if b"SLURM_NODEID=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
+    ]
+    (torchrun,) = on_second
+    for pid in (*children(torchrun), torchrun):
+        os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    cluster.wait(job, "FAILED")
+    assert time.monotonic() - began < 60
 
 
 def test_seeds_are_a_job_array_with_a_readable_name(cluster, settings, tmp_path):
@@ -238,7 +268,7 @@ def test_seeds_are_a_job_array_with_a_readable_name(cluster, settings, tmp_path)
 def test_one_task_of_an_array_stops_and_the_other_is_left_alone(cluster, settings, tmp_path):
     """The task that started last has the number of the whole array for its own."""
     said = cluster.call(
-        "bash", "launch/seeds.sh", "experiments/mini/source_only.yaml", "0", "1", *settings, "run.steps=100",
+        "bash", "launch/seeds.sh", "experiments/mini/source_only.yaml", "0", "1", *settings, "run.steps=60",
         RUNS=str(tmp_path), SBATCH_OUTPUT=f"{cluster.folder}/%x-%A_%a.log", SBATCH_CPUS_PER_TASK="1",
     )  # fmt: skip
     job = said.split()[-1]
@@ -278,6 +308,17 @@ def test_each_of_several_nodes_knows_its_own_address(cluster):
     said = said_by("run_on $NODES printenv PET_LOCAL_ADDR GLOO_SOCKET_IFNAME", cluster, "--nodes=2")
     assert said == 2 * [address, interface]
     said_by("! run_on 1 printenv PET_LOCAL_ADDR GLOO_SOCKET_IFNAME", cluster, "--nodes=1")
+
+
+def test_processes_have_all_processors_of_the_job(cluster):
+    assert said_by("run_on 1 printenv SLURM_CPUS_PER_TASK", cluster, "--exclusive", "--cpus-per-task=1") == ["8"]
+    said = said_by("run_on 2 printenv SLURM_CPUS_PER_TASK", cluster, "--nodes=2", "--ntasks-per-node=2", "-c", "3")
+    assert said == ["6", "6"]
+
+
+def test_inside_salloc_each_gpu_has_a_process(cluster):
+    call = "source launch/lib.sh; echo $GPUS"
+    assert cluster.call("salloc", "--gpus-per-node=2", "bash", "-c", call).strip() == "2"
 
 
 @pytest.mark.parametrize("gpus", ["--gpus=4", "--gpus-per-node=2", "--gres=gpu:2"])
