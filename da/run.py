@@ -75,7 +75,7 @@ def train(config: base.Experiment, runs: Path) -> Path:
     limit = config.run.time_limit
     with StopRequests(seconds(limit) if limit else None) as stop:
         set_deterministic(config.run.deterministic)
-        device = dist.pick_device(config.run.device)
+        device = dist.pick_device(config.run.device, long_work=config.data.source.root != "miniature")
         dist.setup(device)
         with lock.held(where):
             precision = dist.gather(definite(config.run.precision, device))[0]  # `config.yaml` says which it was
@@ -121,7 +121,10 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
                 loop.log.picture(step, "val/examples", picture)
             if step == config.run.steps:
                 loop.log.result(step, hyperparameters(config), FINAL_METRICS)
-        return {f"val/{name}": value for name, value in scores(counts, config.eval.classes).items()}
+        found = scores(counts, config.eval.classes)
+        if limit is None and np.isnan(found["mIoU"]):
+            raise UserError(f"eval.classes: none of these {config.eval.classes} classes is in the labels of data.val")
+        return {f"val/{name}": value for name, value in found.items()}
 
     def show(step: int, batch: Batch) -> None:
         if loop.log:
@@ -138,8 +141,8 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         stop.poll,
     )
     say(f"run {where} on {device}: {config.run.steps} steps, {dist.world()} process(es), {config.run.precision}")
-    if dist.restarts():
-        say(f"a process died; torchrun started all of them again, time {dist.restarts()}")
+    if restarts := max(dist.gather(dist.restarts())):  # only the machine whose process died counts it
+        say(f"a process died; torchrun started all of them again, time {restarts}")
     loop.fit(
         lambda start: train_batches(
             config.data,
@@ -219,7 +222,7 @@ def evaluate(
         matrix.add(label, prediction)
         if keep:
             keep(sample.name, prediction)
-        if len(pictures) < config.run.pictures:
+        if len(pictures) < config.run.pictures and dist.is_main():
             with stepper.autocast():
                 unsure = visualize.heat_map(predict_entropy(stepper.trainer.predict, image, size, config.eval))
             colors = [visualize.colorize(prediction), visualize.colorize(label)]

@@ -306,3 +306,10 @@ def test_a_validation_without_labels_is_refused_before_training(command, capsys,
     for path in cityscapes_root.glob("gtFine/val/*/*_labelIds.png"):
         Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)  # `unlabeled`
     assert "no pixel of cityscapes val has a label" in fails(capsys, *command)
+
+
+@pytest.mark.slow
+def test_a_validation_without_the_classes_to_score_is_refused(command, capsys, cityscapes_root):
+    for path in cityscapes_root.glob("gtFine/val/*/*_labelIds.png"):
+        Image.fromarray(np.full_like(np.asarray(Image.open(path)), 12)).save(path)  # `wall`
+    assert "eval.classes: none of these 13 classes is in the labels" in fails(capsys, *command, "eval.classes=13")

@@ -339,7 +339,8 @@ def val_samples(
         UserError: the root, split or a label is missing. While iterating: a file cannot be decoded.
     """
     samples = folders.module_of(config.dataset).index(resolve_root(config), config.split, with_labels)
-    return Loaded(_ValData(config.dataset, samples[rank::world]), workers, batch_size=None)
+    own = samples[rank::world]
+    return Loaded(_ValData(config.dataset, own), workers if own else 0, batch_size=None)
 
 
 class _Images(Dataset[Any]):

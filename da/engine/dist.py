@@ -52,18 +52,21 @@ def is_first_here() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, long_work: bool = False) -> torch.device:
     """`auto` is this process's own GPU where there is one, else the CPU.
 
     Raises:
-        UserError: a GPU is asked for, here or of Slurm, and torch sees none.
+        UserError: a GPU is asked for, here or of Slurm, and torch sees none; or a Slurm job that has none would do
+            `long_work` on a CPU, which is hardly ever meant.
     """
     if name == "auto" and not torch.cuda.is_available():
-        if os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0":  # days on a CPU would be a mistake
+        if os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0":
             raise UserError(
                 f"run.device: this job was given a GPU and torch {torch.__version__} sees none; install a torch that "
                 "does, or say run.device=cpu"
             )
+        if long_work and "SLURM_JOB_ID" in os.environ:
+            raise UserError("run.device: this job has no GPU; submit it with --gpus-per-node=1, or say run.device=cpu")
         name = "cpu"
     if name == "cpu":
         return torch.device("cpu")
@@ -113,14 +116,16 @@ def broadcast_modules(modules: Iterable[nn.Module]) -> None:
 
 
 def average_buffers(modules: Iterable[nn.Module]) -> None:
-    """Replace every floating-point buffer (running statistics) by its mean over the processes; all must call it."""
+    """Replace every floating-point buffer (running statistics) by its mean over the processes; all must call it.
+
+    In float64, so that equal buffers, as of a frozen network, stay as they are whatever the number of processes.
+    """
     if world() == 1:
         return
     for module in modules:
         for buffer in module.buffers():
             if buffer.is_floating_point():
-                distributed.all_reduce(buffer)
-                buffer /= world()
+                buffer.copy_(mean_over_ranks(buffer.double()))
 
 
 def barrier() -> None:

@@ -2,7 +2,8 @@
 
 File locks are not to be relied on across the hosts of a cluster, so the file is simply there while its owner works.
 An owner that was killed leaves it behind. It is then taken over: at once where the owner is seen to be dead (same
-machine) or belonged to the same job (requeued, or restarted by torchrun), else after `SILENCE` without a heartbeat.
+machine), soon where it belonged to the same job (requeued, or restarted by torchrun), else after `SILENCE` without a
+heartbeat.
 No clocks of two hosts are compared. An owner that was only suspended finds out by `confirm`, and must leave.
 """
 
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from da.config import UserError
 from da.engine import dist
@@ -112,7 +113,7 @@ def _take(path: Path, me: dict[str, Any], otherwise: str) -> None:
     while True:
         try:
             with open(path, "x", encoding="utf-8") as file:  # one process alone succeeds, on network file systems too
-                file.write(json.dumps(me))
+                _sign(file, me)
             return
         except FileExistsError:
             owner = _read(path)
@@ -124,6 +125,16 @@ def _take(path: Path, me: dict[str, Any], otherwise: str) -> None:
                 f"or {otherwise}"
             )
         _remove(path, owner, me, otherwise)
+
+
+def _sign(file: IO[str], me: dict[str, Any]) -> None:
+    """Write the owner into its lock; where that fails (full disk) there is no lock."""
+    try:
+        file.write(json.dumps(me))
+        file.flush()
+    except OSError:
+        Path(file.name).unlink(missing_ok=True)
+        raise
 
 
 def _remove(path: Path, dead: dict[str, Any], me: dict[str, Any], otherwise: str) -> None:
@@ -142,13 +153,14 @@ def _remove(path: Path, dead: dict[str, Any], me: dict[str, Any], otherwise: str
 
 
 def _alive(path: Path, owner: dict[str, Any], me: dict[str, Any]) -> bool:
+    patience = SILENCE
     if owner.get("machine") == me["machine"]:
         if not _runs(owner["pid"]):
             return False
     elif owner.get("job") and owner["job"] == me["job"]:
-        return False
+        patience = 2 * BEAT
     say(f"{path} is held by process {owner.get('pid')} on {owner.get('host')}; listening for its heartbeat ...")
-    first, until = _heartbeat(path), time.monotonic() + SILENCE
+    first, until = _heartbeat(path), time.monotonic() + patience
     while time.monotonic() < until:
         time.sleep(BEAT / 5)
         now = _heartbeat(path)

@@ -200,6 +200,11 @@ class Loop:
                     self.show(done, micro[-1])
             except Stopped as stopped:
                 self._save(done, {"logged": logged, "statistics": dist.gather(statistics or self._own_statistics())})
+                if stopped.time_is_up and self.half and done == self.start:
+                    raise UserError(
+                        f"run.time_limit: {config.time_limit} was over before anything was done beyond step {done}, "
+                        "where the run was stopped before; give it more time, nothing is lost"
+                    ) from stopped
                 say(f"stopped after step {done} by {stopped}; all is saved, the same command goes on from there")
                 raise
             if done % config.save_every == 0 or done == config.steps:
@@ -253,12 +258,12 @@ class Loop:
                     f"step {step}: the weights of {name} are not finite (first: {bad[0]}); nothing was saved; "
                     f"the last good checkpoint is {self._last_good() or 'none'}; lower the learning rate"
                 )
+        if self.config.keep_every and step % self.config.keep_every == 0 and not half:
+            self._keep(f"step_{step:08d}.pt", step)  # first: what goes on from this step keeps no more of it
         if self.log:
             self.log.flush()
             state |= {"step": step, "best": self.best, "window": self.window.rows, "half": half, **self.stamp}
             checkpoint.save_last(self.checkpoints, state)
-        if self.config.keep_every and step % self.config.keep_every == 0 and not half:
-            self._keep(f"step_{step:08d}.pt", step)
         dist.barrier()
 
     def _confirm(self) -> None:

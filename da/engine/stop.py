@@ -17,16 +17,18 @@ from da.engine.interrupt import INTERRUPTS, stop_now
 T = TypeVar("T")
 
 COME_BACK = 75  # EX_TEMPFAIL of sysexits.h
+TIME_IS_UP = 74  # a request only: it ends with COME_BACK
 CODES = {signal.SIGUSR1: COME_BACK, signal.SIGINT: 130, signal.SIGUSR2: 130, signal.SIGTERM: 143}
-REASONS = {COME_BACK: "SIGUSR1 or run.time_limit", 130: "SIGINT", 143: "SIGTERM"}
+REASONS = {TIME_IS_UP: "run.time_limit", COME_BACK: "SIGUSR1", 130: "SIGINT", 143: "SIGTERM"}
 
 
 class Stopped(Exception):
     """The run was asked to stop. `code` is the exit code: 75 (SIGUSR1, time limit), 130 (SIGINT), 143 (SIGTERM)."""
 
-    def __init__(self, code: int) -> None:
-        super().__init__(REASONS[code])
-        self.code = code
+    def __init__(self, request: int) -> None:
+        super().__init__(REASONS[request])
+        self.time_is_up = request == TIME_IS_UP
+        self.code = COME_BACK if self.time_is_up else request
 
 
 def seconds(text: str) -> int:
@@ -77,10 +79,9 @@ class StopRequests:
         Raises:
             Stopped: in all processes at the same call, once any of them was asked to stop.
         """
-        code = self._code or (COME_BACK if time.time() > self._deadline else 0)
-        code = self._highest(code)
-        if code:
-            raise Stopped(code)
+        request = self._highest(self._code or (TIME_IS_UP if time.time() > self._deadline else 0))
+        if request:
+            raise Stopped(request)
 
     def watch(self, items: Iterable[T], count: int) -> Iterator[T]:
         """The `count` `items` of this process, with a `poll` after each; processes with fewer of them poll on."""

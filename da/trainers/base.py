@@ -103,7 +103,7 @@ class Trainer(ABC):
         and processes is the mean over all labelled pixels of the global batch: its pixels over their mean number."""
         counts = torch.stack([(batch.src_label != IGNORE).sum() for batch in batches]).float()
         mean = dist.mean_over_ranks(counts.mean())
-        return list(counts / mean.clamp(min=1))
+        return list(counts / torch.where(mean > 0, mean, 1.0))
 
     def segmentation_loss(self, scores: Scores, label: Tensor, lambda_aux: float) -> tuple[Tensor, dict[str, Tensor]]:
         """CE(main, y) + lambda_aux CE(aux, y), the second only where there is an auxiliary head (PSPNet, sec. 3.3).

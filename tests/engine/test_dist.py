@@ -7,6 +7,7 @@ import torch
 import torch.distributed as distributed
 import torch.multiprocessing
 from test_loop import Method, batches, loop
+from torch import nn
 
 from da.config import UserError
 from da.engine import checkpoint, dist
@@ -57,3 +58,14 @@ def _one_image_is_larger(folder: Path, rank: int) -> None:
 
 def test_processes_with_images_of_different_sizes_refuse(tmp_path):
     two_processes(tmp_path, _one_image_is_larger)
+
+
+def test_equal_statistics_of_any_number_of_processes_stay_as_they_are(monkeypatch):
+    norm = nn.BatchNorm2d(1000)
+    norm.running_var.uniform_()
+    before = norm.running_var.clone()
+    for world in (3, 5, 6, 7, 8):
+        monkeypatch.setattr(dist, "world", lambda world=world: world)
+        monkeypatch.setattr(distributed, "all_reduce", lambda x, world=world: x.copy_(sum([x] * (world - 1), x)))
+        dist.average_buffers([norm])
+        assert torch.equal(norm.running_var, before)

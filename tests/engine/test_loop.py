@@ -12,6 +12,7 @@ from da.engine import checkpoint
 from da.engine.log import RunLog, duration
 from da.engine.loop import Loop, RunConfig, Window
 from da.engine.stepper import ScheduleConfig, Stepper
+from da.engine.stop import COME_BACK, TIME_IS_UP, Stopped
 
 
 class Batch:
@@ -106,6 +107,45 @@ def test_networks_are_kept_only_when_saved():
     assert RunConfig(steps=10, save_every=3, keep_every=6).keep_every == 6
     with pytest.raises(ValueError, match=r"keep_every\n.*not a multiple of run.save_every \(3\)"):
         RunConfig(steps=10, save_every=3, keep_every=5)
+
+
+def test_a_network_that_could_not_be_kept_is_kept_by_the_next_start(tmp_path, monkeypatch):
+    """The disk is full at step 6, before or after that step is there to go on from."""
+    with monkeypatch.context() as full:
+        save = checkpoint.save
+
+        def refuse(path, state):
+            if path.name == "step_00000006.pt":
+                raise UserError("no space left")
+            save(path, state)
+
+        full.setattr(checkpoint, "save", refuse)
+        with pytest.raises(UserError, match="no space left"):
+            loop(tmp_path, Method(), keep_every=6).fit(batches)
+    loop(tmp_path, Method(), keep_every=6).fit(batches)
+    assert checkpoint.load(tmp_path / "checkpoints/step_00000006.pt")["step"] == 6
+
+
+def test_a_time_limit_that_lets_nothing_be_done_is_an_error_and_no_endless_loop(tmp_path):
+    """Stopped before the validation of step 5, and again in it."""
+    polls = iter(range(100))
+
+    def time_is_up_at(poll):
+        def ask():
+            if next(polls) == poll:
+                raise Stopped(TIME_IS_UP)
+
+        return ask
+
+    with pytest.raises(Stopped) as stopped:
+        loop(tmp_path, Method(), time_is_up_at(4)).fit(batches)
+    assert stopped.value.code == COME_BACK
+    with pytest.raises(UserError, match="run.time_limit: 1m was over before anything was done beyond step 5"):
+        loop(tmp_path, Method(), time_is_up_at(5), time_limit="1m").fit(batches)
+    with pytest.raises(Stopped):  # SIGUSR1, as of another job that takes the place, may come at any time
+        loop(tmp_path, Method(), lambda: (_ for _ in ()).throw(Stopped(COME_BACK)), time_limit="1m").fit(batches)
+    loop(tmp_path, Method(), time_limit="1m").fit(batches)
+    assert checkpoint.load(tmp_path / "checkpoints/last.pt")["step"] == 10
 
 
 def test_continues_with_the_window_it_had(tmp_path):

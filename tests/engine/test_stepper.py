@@ -142,5 +142,6 @@ def test_fp16_scaler_skips_an_overflow_and_goes_on():
     before = s.trainer.layer.weight.clone()
     s.update([Batch(torch.full((1, 3), 1e4))], 1, 0)
     assert torch.equal(before, s.trainer.layer.weight)
-    scale = s.scaler.get_scale()
-    assert scale < 65536.0
+    assert s.scaler.get_scale() < 65536.0
+    s.update([Batch(torch.ones(1, 3))], 1, 1)
+    assert not torch.equal(before, s.trainer.layer.weight)

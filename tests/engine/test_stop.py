@@ -1,5 +1,7 @@
 """Requests to stop, the lock of a run folder, and checkpoints that are not whole."""
 
+import errno
+import io
 import json
 import os
 import signal
@@ -102,6 +104,7 @@ def test_the_second_job_on_a_folder_refuses_and_names_the_first(tmp_path, monkey
 
 
 def test_the_lock_of_a_dead_process_or_of_the_same_job_is_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.1)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     path = tmp_path / "run.lock"
@@ -112,6 +115,33 @@ def test_the_lock_of_a_dead_process_or_of_the_same_job_is_taken_over(tmp_path, m
         with lock.held(tmp_path):
             assert json.loads(path.read_text())["pid"] == os.getpid()
         assert not path.exists()
+
+
+def test_two_steps_of_one_job_on_two_machines_do_not_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.1)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    path, other = tmp_path / "run.lock", lock._me() | {"machine": "elsewhere", "host": "elsewhere"}
+    path.write_text(json.dumps(other))
+    done = threading.Event()
+    heart = threading.Thread(target=lock._beat, args=(path, other, done))
+    heart.start()
+    with pytest.raises(UserError, match="is in use by process .* on elsewhere"), lock.held(tmp_path):
+        pass
+    done.set()
+    heart.join()
+
+
+def test_a_lock_that_a_full_disk_does_not_take_is_not_there(tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        name = str(tmp_path / "run.lock")
+
+        def flush(self):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "run.lock").touch()
+    with pytest.raises(OSError, match="No space left"):
+        lock._sign(Full(), lock._me())
+    assert not (tmp_path / "run.lock").exists()
 
 
 def test_a_run_whose_folder_was_taken_over_stops_without_saving(tmp_path):
