@@ -235,10 +235,10 @@ def _stop_file() -> Path | None:
     return Path(name) if name and "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
-def _asked() -> int:
+def _asked(stop_file: Path) -> int:
     """The code to end with where torchrun was asked to stop before this process began (launch/torchrun.py), or 0."""
     codes = {"SIGUSR1": 75, "SIGUSR2": 130, "SIGINT": 130}
-    return next((code for name, code in codes.items() if Path(f"{_stop_file()}.{name}").exists()), 0)
+    return next((code for name, code in codes.items() if Path(f"{stop_file}.{name}").exists()), 0)
 
 
 def _leave(code: int, message: str = "") -> int:
@@ -288,7 +288,7 @@ def _train(options: argparse.Namespace) -> int:
     stop_file = _stop_file()
     if stop_file and stop_file.exists():
         return 0
-    if code := _asked():
+    if stop_file and (code := _asked(stop_file)):
         return _leave(code)
     from da.data.loaders import check_batch_size
     from da.engine import dist

@@ -34,12 +34,13 @@ PY
 
 find_python() {
   local candidate
-  if [ -n "${PYTHON:-}" ] && ! has_packages "$PYTHON"; then
+  if [ -n "${PYTHON:-}" ]; then
+    has_packages "$PYTHON" && return
     echo "error: PYTHON=$PYTHON is no Python that has the packages of requirements.txt; mend it or unset it" >&2
     exit 2
   fi
-  for candidate in "${PYTHON:-}" python3 python .venv/bin/python; do
-    if [ -n "$candidate" ] && has_packages "$candidate"; then
+  for candidate in python3 python .venv/bin/python; do
+    if has_packages "$candidate"; then
       PYTHON=$candidate
       return
     fi
