@@ -78,7 +78,9 @@ def train(config: base.Experiment, runs: Path) -> Path:
         device = dist.pick_device(config.run.device, long_work=config.data.source.root != "miniature")
         dist.setup(device)
         with lock.held(where):
-            precision = dist.gather(definite(config.run.precision, device))[0]  # `config.yaml` says which it was
+            precision = config.run.precision
+            if precision == "auto":  # `config.yaml` says which it was
+                precision = dist.gather(run_files.recorded_precision(where) or definite(precision, device))[0]
             run = config.run.model_copy(update={"precision": precision})
             _train(config.model_copy(update={"run": run}), where, device, stop)
     return where

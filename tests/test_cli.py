@@ -16,6 +16,7 @@ from PIL import Image
 from tiny import REPOSITORY, overrides
 
 from da.cli import main
+from da.engine import stepper
 from da.engine.stepper import definite
 from da.evaluation.infer import EvalConfig
 
@@ -95,10 +96,21 @@ def test_changed_config_is_refused_with_the_difference(command, tmp_path, capsys
     assert main(command) == 0  # keys that came later have their default in an older run
 
 
-def test_automatic_precision_is_recorded_as_what_it_was(command, tmp_path):
-    assert main([*command, "run.precision=auto"]) == 0
-    config = yaml.safe_load((tmp_path / "runs/mini/source_only-seed0/config.yaml").read_text())
+def test_automatic_precision_is_recorded_and_kept_on_another_machine(command, tmp_path, monkeypatch, capsys):
+    automatic = [*command, "run.precision=auto", "run.steps=2", "run.save_every=1"]
+    assert main(automatic) == 0
+    run = tmp_path / "runs/mini/source_only-seed0"
+    config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["run"]["precision"] == definite("auto", torch.device("cpu"))
+
+    (run / "summary.json").unlink()
+    other = {"bf16": "fp32", "fp32": "bf16"}[config["run"]["precision"]]
+    monkeypatch.setattr(stepper, "_faster_on_this_cpu", lambda: other)
+    assert main(automatic) == 0
+    assert yaml.safe_load((run / "config.yaml").read_text()) == config
+    assert f"run.precision: {config['run']['precision']} -> {other}" in fails(
+        capsys, *automatic, f"run.precision={other}"
+    )
 
 
 def test_unknown_key_wrong_type_and_scientific_notation(command, capsys):

@@ -34,7 +34,7 @@ def claim(folder: Path, config: Section, inputs: Mapping[str, str]) -> None:
     """
     path = folder / "config.yaml"
     resolved = config.model_dump(mode="json")
-    if path.exists() and (folder / "checkpoints").exists():
+    if _claimed(folder):
         changed = [line for line in difference(_read(path, config), resolved) if not line.startswith(FREE_KEYS)]
         if changed:
             raise UserError(
@@ -52,6 +52,17 @@ def claim(folder: Path, config: Section, inputs: Mapping[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "inputs.json", json.dumps(inputs, indent=2) + "\n")
     write_text(path, yaml.safe_dump(resolved, sort_keys=False))
+
+
+def recorded_precision(folder: Path) -> Any:
+    """`run.precision` of the run that `folder` holds, None where it holds none. What was begun with `auto` goes on
+    in it on whatever machine."""
+    path = folder / "config.yaml"
+    return parse_yaml(path.read_text(encoding="utf-8"), str(path))["run"].get("precision") if _claimed(folder) else None
+
+
+def _claimed(folder: Path) -> bool:
+    return (folder / "config.yaml").exists() and (folder / "checkpoints").exists()
 
 
 def _read_inputs(folder: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from da.engine import stepper as stepper_module
 from da.engine.stepper import ScheduleConfig, Stepper, definite, schedule_factor
 
 
@@ -130,11 +131,21 @@ def test_on_a_gpu_sgd_is_fused_but_with_loss_scaling(precision, fused):
     assert {group["fused"] for group in s.trainer.optimizers["layer"].param_groups} == {fused}
 
 
-@pytest.mark.parametrize(("instructions", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_auto_is_bf16_only_where_the_cpu_computes_in_it(monkeypatch, instructions, expected):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
+@pytest.mark.parametrize(("bf16_seconds", "expected"), [(0.1, "bf16"), (0.3, "fp32")])
+def test_auto_is_what_the_cpu_is_faster_in(monkeypatch, bf16_seconds, expected):
+    took = {torch.bfloat16: bf16_seconds, torch.float32: 0.2}
+    monkeypatch.setattr(stepper_module, "_convolution_seconds", took.get)
+    stepper_module._faster_on_this_cpu.cache_clear()
     assert definite("auto", torch.device("cpu")) == expected
     assert definite("fp16", torch.device("cpu")) == "fp16"
+    stepper_module._faster_on_this_cpu.cache_clear()
+
+
+def test_trying_what_is_faster_changes_no_random_number_and_finds_the_same_again():
+    before = torch.get_rng_state()
+    found = {definite("auto", torch.device("cpu")), stepper_module._faster_on_this_cpu.__wrapped__()}
+    assert len(found) == 1
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_fp16_scaler_skips_an_overflow_and_goes_on():
