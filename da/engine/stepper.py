@@ -105,8 +105,8 @@ def definite(precision: Precision, device: torch.device) -> Precision:
 
 @functools.cache
 def _faster_on_this_cpu() -> Precision:
-    """By trying: a CPU's flags do not tell. The instructions for bf16 double the speed of some and halve that of
-    others; where it is imitated it is up to ten times slower."""
+    """By trying: a CPU's flags do not tell. Instructions for bf16 double the speed of some and halve that of
+    others; imitated, it is up to twenty times slower."""
     rounds = [(_convolution_seconds(torch.bfloat16), _convolution_seconds(torch.float32)) for _ in range(5)]
     bf16, fp32 = (min(seconds) for seconds in zip(*rounds))
     return "bf16" if bf16 < fp32 else "fp32"
