@@ -12,7 +12,7 @@ from da import run
 from da.config import UserError
 from da.engine.log import say
 from da.evaluation.infer import upsample
-from da.nets.pspnet import AdaptiveAvgPool2d
+from da.nets.pooling import AdaptiveAvgPool2d
 from da.trainers.base import Trainer
 
 TOLERANCE = 1e-3  # of logits, relative to the largest: other kernels, other rounding

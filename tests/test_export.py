@@ -10,7 +10,8 @@ from tiny import tiny
 from da.cli import main
 from da.evaluation.infer import upsample
 from da.export import _MatrixPool, _replace_pools
-from da.nets.pspnet import AdaptiveAvgPool2d, PSPNet, PSPNetConfig
+from da.nets.pooling import AdaptiveAvgPool2d
+from da.nets.pspnet import PSPNet, PSPNetConfig
 from da.run import checkpoint_path, restore, train
 
 

@@ -9,11 +9,9 @@ branch would give BatchNorm a single value per channel; align_corners is a setti
 """
 
 import math
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
-import torch.distributed as distributed
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
@@ -21,9 +19,9 @@ from torch import Tensor, nn
 from da.config import Section, UserError
 from da.labels import NUM_CLASSES
 from da.nets.backbone import Arch, ResNet, Stem
+from da.nets.norms import Domain, DomainBatchNorm2d, SyncBatchNorm2d, processes, replace_norms
+from da.nets.pooling import AdaptiveAvgPool2d
 from da.nets.weights import load_backbone
-
-Domain = Literal["source", "target"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -76,122 +74,6 @@ class Features(NamedTuple):
 
     pyramid: Tensor
     layer3: Tensor
-
-
-class DomainBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d with one set of running statistics per domain and a shared affine part.
-
-    `running_mean` and `running_var` are the source's, `running_mean_target` and `running_var_target` the
-    target's. A state dict of a plain BatchNorm2d fills both. `domain` chooses the set that the next forward
-    uses.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-    running_mean_target: Tensor
-    running_var_target: Tensor
-
-    def __init__(self, plain: nn.BatchNorm2d) -> None:
-        super().__init__(plain.num_features, plain.eps, plain.momentum)
-        self.domain: Domain = "target"
-        self.register_buffer("running_mean_target", torch.zeros_like(self.running_mean))
-        self.register_buffer("running_var_target", torch.ones_like(self.running_var))
-        self.register_load_state_dict_pre_hook(_fill_target_statistics)
-        self.load_state_dict(plain.state_dict())
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.domain == "source":
-            return super().forward(input)
-        mean, var = self.running_mean_target, self.running_var_target
-        momentum = self.momentum or 0.0
-        return F.batch_norm(input, mean, var, self.weight, self.bias, self.training, momentum, self.eps)
-
-
-def _fill_target_statistics(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    for name in ("running_mean", "running_var"):
-        if prefix + name in state:
-            state.setdefault(f"{prefix}{name}_target", state[prefix + name])
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over all processes; the gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        distributed.all_reduce(total)
-        return total
-
-
-class SyncBatchNorm2d(nn.SyncBatchNorm):
-    """torch's SyncBatchNorm, which knows GPUs only, with the same computation for CPUs."""
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
-    def __init__(self, plain: nn.BatchNorm2d) -> None:
-        super().__init__(plain.num_features, plain.eps, plain.momentum)
-        self.load_state_dict(plain.state_dict())
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training or input.device.type != "cpu" or _processes() == 1:
-            return super().forward(input)
-        x = input.to(torch.promote_types(input.dtype, torch.float32))  # (B, C, H, W)
-        count = _SumOverProcesses.apply(x.new_tensor(x.numel() // x.shape[1]))
-        mean = _SumOverProcesses.apply(x.sum((0, 2, 3))) / count
-        centred = x - mean.view(-1, 1, 1)
-        var = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum or 0.0)
-            self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), self.momentum or 0.0)
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        return (centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(input.dtype)
-
-
-def _replace_norms(module: nn.Module, kind: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
-    """Replace every BatchNorm2d below `module` by one of `kind` with the same state."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, kind(child))
-        else:
-            _replace_norms(child, kind)
-
-
-def _processes() -> int:
-    """How many share the batch."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
-
-
-class AdaptiveAvgPool2d(nn.Module):
-    """torch's, and where deterministic algorithms are asked for, which it lacks for the gradient on GPUs, the same
-    means as matrix products.
-
-    Args:
-        bins: cells per side of the result.
-    """
-
-    def __init__(self, bins: int) -> None:
-        super().__init__()
-        self.bins = bins
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not torch.are_deterministic_algorithms_enabled():
-            return F.adaptive_avg_pool2d(input, self.bins)
-        with torch.autocast(input.device.type, enabled=False):
-            x = input.to(torch.promote_types(input.dtype, torch.float32))
-            rows, columns = (
-                F.adaptive_avg_pool1d(torch.eye(size, dtype=x.dtype, device=x.device), self.bins)
-                for size in x.shape[-2:]
-            )  # (H, bins), (W, bins): how much each position counts in each cell
-            return (rows.T @ x @ columns).to(input.dtype)
 
 
 class PyramidPooling(nn.Module):
@@ -286,9 +168,9 @@ class PSPNet(nn.Module):
         for head in self._heads():
             _init_head(head)
         if config.bn == "per_domain":
-            _replace_norms(self, DomainBatchNorm2d)
+            replace_norms(self, DomainBatchNorm2d)
         elif config.bn == "sync":
-            _replace_norms(self, SyncBatchNorm2d)
+            replace_norms(self, SyncBatchNorm2d)
         imagenet = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         mean, std = self.load_report.statistics or imagenet
         self.register_buffer("mean", mean)
@@ -361,7 +243,7 @@ class PSPNet(nn.Module):
 
     def _check_batch(self, batch: int) -> None:
         batch_norm_in_ppm = self.config.ppm_norm == "batch" and self.config.bn != "frozen"
-        shared = batch * _processes() if self.config.bn == "sync" else batch
+        shared = batch * processes() if self.config.bn == "sync" else batch
         if self.training and shared == 1 and batch_norm_in_ppm and 1 in self.config.bins:
             raise UserError(
                 "model.ppm_norm: `batch` cannot train at batch 1 (one value per channel in bin 1); set "

@@ -33,7 +33,8 @@ from da.engine.stepper import Backward
 from da.labels import NUM_CLASSES
 from da.losses import SOURCE_DOMAIN, TARGET_DOMAIN, two_way_domain_accuracy, two_way_domain_loss
 from da.nets.discriminator import FeatureDiscriminator
-from da.nets.pspnet import Domain, PSPNet, Scores
+from da.nets.norms import Domain
+from da.nets.pspnet import PSPNet, Scores
 from da.trainers import base
 
 

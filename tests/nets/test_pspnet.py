@@ -1,7 +1,5 @@
 import copy
 import math
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,8 +7,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from da.config import UserError
-from da.nets import pspnet
-from da.nets.pspnet import PSPNet, PSPNetConfig, SyncBatchNorm2d
+from da.nets.pspnet import PSPNet, PSPNetConfig
 
 MODES = {"group": {"ppm_norm": "group"}, "frozen": {"ppm_norm": "batch", "bn": "frozen"}}
 
@@ -219,43 +216,6 @@ def test_per_domain_trains_as_plain_batch_norm_does_within_one_domain():
     split.train()(images, "target")
     torch.testing.assert_close(split.eval()(images, "target").main, expected)
     assert len(split.parameter_groups()[0]) == len(plain.parameter_groups()[0])
-
-
-def test_sync_normalises_over_the_batches_of_all_processes(monkeypatch):
-    """Two threads, with 2 and 3 images, stand in for two processes."""
-    sent, meeting = {}, threading.Barrier(2)
-
-    def all_reduce(tensor):
-        sent[threading.get_ident()] = tensor.clone()
-        meeting.wait(30)
-        total = sum(sent.values())
-        meeting.wait(30)
-        tensor.copy_(total)
-
-    monkeypatch.setattr(pspnet, "_processes", lambda: 2)
-    monkeypatch.setattr(pspnet.distributed, "all_reduce", all_reduce)
-
-    def train(norm, x, wanted):
-        x = x.clone().requires_grad_()
-        out = norm.double()(x)
-        (out * wanted).sum().backward()
-        return out, x.grad, norm
-
-    torch.manual_seed(0)
-    x, wanted = torch.rand(2, 5, 3, 4, 6, dtype=torch.float64)
-    plain = nn.BatchNorm2d(3)
-    nn.init.normal_(plain.weight)
-    norms = [SyncBatchNorm2d(plain), SyncBatchNorm2d(plain)]
-    out, gradient, _ = train(plain, x, wanted)
-    with ThreadPoolExecutor(2) as pool:
-        halves = list(pool.map(train, norms, x.split([2, 3]), wanted.split([2, 3])))
-    torch.testing.assert_close(torch.cat([h[0] for h in halves]), out)
-    torch.testing.assert_close(torch.cat([h[1] for h in halves]), gradient)
-    torch.testing.assert_close(norms[0].weight.grad + norms[1].weight.grad, plain.weight.grad)
-    for norm in norms:
-        torch.testing.assert_close(norm.running_mean, plain.running_mean)
-        torch.testing.assert_close(norm.running_var, plain.running_var)
-        assert norm.num_batches_tracked == 1
 
 
 def test_sync_in_one_process_is_plain_batch_norm():
