@@ -9,7 +9,7 @@ from PIL import Image
 
 from da.config import UserError
 from da.data import miniature
-from da.data.miniature import Sizes
+from da.data.miniature import Sizes, writing
 from da.labels import CITYSCAPES_TO_TRAIN, CLASSES, IGNORE, NAMES
 
 TINY = Sizes(source=2, target_train=4, target_val=2)
@@ -109,7 +109,7 @@ def test_ensure_renders_once_and_ignores_a_half_made_folder(tmp_path: Path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(miniature, "render", killed)
+        patch.setattr(writing, "render", killed)
         with pytest.raises(KeyboardInterrupt):
             miniature.ensure(sizes=TINY)
     (tmp_path / f"miniature-v{miniature.VERSION}-seed0-2-4-2.partial-left" / "gta5").mkdir(parents=True)
@@ -117,7 +117,7 @@ def test_ensure_renders_once_and_ignores_a_half_made_folder(tmp_path: Path, monk
     folder = miniature.ensure(sizes=TINY)
     assert len(files(folder)) == 2 * sum(TINY)
     with monkeypatch.context() as patch:
-        patch.setattr(miniature, "render", killed)
+        patch.setattr(writing, "render", killed)
         assert miniature.ensure(sizes=TINY) == folder
 
 
@@ -130,7 +130,7 @@ def test_two_renderings_at_once_end_in_one_whole_folder(tmp_path: Path, monkeypa
         winner.mkdir()
         (winner / "theirs").touch()
 
-    monkeypatch.setattr(miniature, "render", overtaken)
+    monkeypatch.setattr(writing, "render", overtaken)
     folder = miniature.ensure(sizes=TINY)
     assert os.listdir(folder) == ["theirs"]
     assert os.listdir(tmp_path) == [folder.name]
