@@ -19,5 +19,4 @@ done
 [ -e "$here/lib.sh" ] || { echo "error: no launch/lib.sh in $PWD; submit from the project folder" >&2; exit 2; }
 source "$here/lib.sh"
 
-table=$(choose_table gta2city "GTA5_ROOT CITYSCAPES_ROOT")
-train_file "experiments/$table/${EXPERIMENT:-source_only}.yaml" "$@"
+train_table gta2city "GTA5_ROOT CITYSCAPES_ROOT" source_only "$@"

@@ -85,6 +85,15 @@ choose_table() {
   echo "$table"
 }
 
+# train_table TABLE ROOTS NAME [section.key=value ...]
+# Trains NAME.yaml of experiments/TABLE, or of experiments/mini where a root is not set. EXPERIMENT replaces NAME.
+# Returns what `run_on` returns.
+train_table() {
+  local table
+  table=$(choose_table "$1" "$2")
+  train_file "experiments/$table/${EXPERIMENT:-$3}.yaml" "${@:4}"
+}
+
 # train_file FILE.yaml [section.key=value ...]
 # Returns what `run_on` returns.
 train_file() {
