@@ -40,13 +40,16 @@ from da.engine.log import say
 from da.engine.stepper import Precision, ScheduleConfig, Stepper
 from da.evaluation.infer import EvalConfig, predict_labels, upsample
 from da.evaluation.metrics import ConfusionMatrix
-from da.labels import CITYSCAPES_TO_TRAIN, IGNORE, NUM_CLASSES
+from da.labels import DEFAULT, IGNORE, label_space
 from da.losses import cross_entropy, upsampled_cross_entropy
 from da.nets.pspnet import PSPNet, PSPNetConfig
 from da.run import check_config
 from da.trainers import base
 
-PARTS = ("step", "loss", "data", "eval")
+PARTS = ("step", "loss", "data", "eval", "classes")
+CLASSES = label_space(DEFAULT)
+NUM_CLASSES = len(CLASSES)
+MANY = "ade150"  # what part `classes` sets beside them
 PACKAGES = (torch, torchvision, np, cv2, PIL)
 MIB = 2**20
 TURN_MS = 20  # a call that is shorter is repeated: alone, it would be measured with the caches that others left cold
@@ -238,7 +241,7 @@ def segmenter(bench: Bench) -> None:
     cuda = bench.device.type == "cuda"
     size = (64, 128) if bench.small else (512, 1024) if cuda else (256, 512)
     arch = "resnet18" if bench.small else "resnet101" if cuda else "resnet50"
-    plain = PSPNet(PSPNetConfig(backbone=arch, weights="none")).to(bench.device)  # type: ignore[arg-type]
+    plain = PSPNet(PSPNetConfig(backbone=arch, weights="none"), NUM_CLASSES).to(bench.device)  # type: ignore[arg-type]
     last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     batch = synthetic_batch(size, bench.device)
     image, label = batch.src_image.float() / 255, batch.src_label
@@ -427,8 +430,8 @@ def synthetic_batch(size: tuple[int, int], device: torch.device) -> Batch:
     return Batch(images[0], random_label((2, *size), generator), images[1], ["a", "b"], ["c", "d"]).to(device)
 
 
-def random_label(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    label = torch.randint(0, NUM_CLASSES, shape, generator=generator, dtype=torch.uint8)
+def random_label(shape: tuple[int, ...], generator: torch.Generator, classes: int = NUM_CLASSES) -> Tensor:
+    label = torch.randint(0, classes, shape, generator=generator, dtype=torch.uint8)
     return label.masked_fill_(torch.rand(shape, generator=generator) < 0.1, IGNORE)
 
 
@@ -448,7 +451,7 @@ def upsampled_loss(bench: Bench) -> None:
     def strips() -> Tensor:
         return torch.autograd.grad(upsampled_cross_entropy(logits, label), logits)[0]
 
-    title = f"cross-entropy and gradient, 19x{low[0]}x{low[1]} logits, {size[0]}x{size[1]} label"
+    title = f"cross-entropy and gradient, {NUM_CLASSES}x{low[0]}x{low[1]} logits, {size[0]}x{size[1]} label"
     bench.compare(title, {"interpolate + cross_entropy": plain, "strips": strips})
 
 
@@ -476,9 +479,9 @@ def _loading(bench: Bench, root: Path) -> None:
     size, crop = ((64, 32), (32, 16)) if bench.small else ((1024, 512), (512, 256))
     write_pairs(root, 4, (128, 64) if bench.small else (1914, 1052))
     samples = gta5.index(root, "all")
-    decoding = Frames("gta5", root, size)  # there is no cache yet
-    cache.build(cache.plan("gta5", root, size, "all", with_labels=True), workers=0)
-    cached = Frames("gta5", root, size)
+    decoding = Frames("gta5", root, size, CLASSES)  # there is no cache yet
+    cache.build(cache.plan("gta5", root, size, "all", with_labels=True, classes=CLASSES), workers=0)
+    cached = Frames("gta5", root, size, CLASSES)
     geometry = Geometry(DomainConfig(dataset="gta5", root=str(root), split="all", crop=crop, flip=True))
     turn = itertools.cycle(samples)
 
@@ -499,7 +502,7 @@ def _loading(bench: Bench, root: Path) -> None:
 
     shape = f"{size[0]}x{size[1]}"
     variants: dict[str, Call] = {
-        "PIL bicubic + 19 comparisons": lambda: published(next(turn), size),
+        "PIL bicubic + a comparison per class": lambda: published(next(turn), size),
         "PNG, bare decoding at full size": bare_decode,
         "PNG": lambda: frame(decoding),
         "cached": lambda: frame(cached),
@@ -540,9 +543,8 @@ def published(sample: folders.Sample, size: tuple[int, int]) -> tuple[np.ndarray
     with Image.open(sample.label) as file:
         ids = np.asarray(file.resize(size, Image.Resampling.NEAREST), np.float32)
     label = np.full(ids.shape, IGNORE, np.float32)
-    for stored_id, train_id in enumerate(CITYSCAPES_TO_TRAIN):
-        if train_id != IGNORE:
-            label[ids == stored_id] = train_id
+    for train_id, stored_id in enumerate(gta5.scheme(CLASSES).stored[:NUM_CLASSES]):
+        label[ids == stored_id] = train_id
     centred = image[:, :, ::-1] - np.array((104.0, 116.7, 122.7), np.float32)
     return centred.transpose(2, 0, 1).copy(), label
 
@@ -567,7 +569,7 @@ def confusion(bench: Bench) -> None:
     generator = torch.Generator().manual_seed(0)
     label = random_label(size, generator).to(bench.device)
     prediction = torch.randint(0, NUM_CLASSES, size, generator=generator, dtype=torch.uint8).to(bench.device)
-    matrix = ConfusionMatrix(bench.device)
+    matrix = ConfusionMatrix(NUM_CLASSES, bench.device)
 
     def bincount() -> np.ndarray:
         truth, guess = label.cpu().numpy().astype(np.int64), prediction.cpu().numpy().astype(np.int64)
@@ -601,7 +603,7 @@ def argmax(bench: Bench) -> None:
         "interpolate + argmax": plain,
         "da": lambda: predict_labels(lambda _: logits, image, size, EvalConfig()),
     }
-    bench.compare(f"19x{low[0]}x{low[1]} logits to a {size[1]}x{size[0]} label map", variants)
+    bench.compare(f"{NUM_CLASSES}x{low[0]}x{low[1]} logits to a {size[1]}x{size[0]} label map", variants)
 
 
 def evaluation(bench: Bench) -> None:
@@ -609,10 +611,10 @@ def evaluation(bench: Bench) -> None:
     size, inputs = ((128, 64), (64, 32)) if bench.small else ((2048, 1024), (1024, 512))
     arch = "resnet18" if bench.small else "resnet101"
     torch.manual_seed(0)
-    network = PSPNet(PSPNetConfig(backbone=arch, weights="none"))  # type: ignore[arg-type]
+    network = PSPNet(PSPNetConfig(backbone=arch, weights="none"), NUM_CLASSES)  # type: ignore[arg-type]
     network.to(bench.device).to(memory_format=torch.channels_last).eval()
     config = EvalConfig(input_size=inputs)
-    matrix = ConfusionMatrix(bench.device)
+    matrix = ConfusionMatrix(NUM_CLASSES, bench.device)
     with tempfile.TemporaryDirectory() as folder:
         write_pairs(Path(folder), 1, size)
         (sample,) = gta5.index(Path(folder), "all")
@@ -620,7 +622,7 @@ def evaluation(bench: Bench) -> None:
         def decode() -> tuple[Tensor, Tensor]:
             assert sample.label
             image = torch.from_numpy(folders.read_image(sample.image)).permute(2, 0, 1)
-            return image.to(bench.device), torch.from_numpy(gta5.read_label(sample.label)).to(bench.device)
+            return image.to(bench.device), torch.from_numpy(gta5.read_label(sample.label, CLASSES)).to(bench.device)
 
         image, label = decode()
         small = torch.rand(1, 3, inputs[1], inputs[0], device=bench.device)
@@ -644,11 +646,45 @@ def evaluation(bench: Bench) -> None:
         bench.compare(f"evaluation of a {size[0]}x{size[1]} image at {inputs[0]}x{inputs[1]}", variants)
 
 
+# --- classes ----------------------------------------------------------------------------------------------
+
+
+def many_classes(bench: Bench) -> None:
+    """What grows with the classes, for few and for many of them: loss, confusion matrix, and an evaluation's rest."""
+    size = (64, 64) if bench.small else (512, 512)
+    low = (size[0] // 8, size[1] // 8)
+    image = torch.zeros(3, *size, dtype=torch.uint8, device=bench.device)
+    calls: dict[str, dict[str, Call]] = {"loss": {}, "confusion": {}, "evaluation": {}}
+    counts = (NUM_CLASSES, len(label_space(MANY)))
+
+    def add(classes: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(2, classes, *low, generator=generator).to(bench.device).requires_grad_()
+        label = random_label((2, *size), generator, classes).to(bench.device)
+        prediction = torch.randint(0, classes, size, generator=generator, dtype=torch.uint8).to(bench.device)
+        matrix = ConfusionMatrix(classes, bench.device)
+        one = logits.detach()[:1]
+        name = f"{classes} classes"
+        calls["loss"][name] = lambda: torch.autograd.grad(upsampled_cross_entropy(logits, label), logits)[0]
+        calls["confusion"][name] = lambda: matrix.add(label[0], prediction)
+        calls["evaluation"][name] = lambda: matrix.add(
+            label[0], predict_labels(lambda _: one, image, size, EvalConfig())
+        )
+
+    for classes in counts:
+        add(classes)
+    at = f"{size[1]}x{size[0]}; in proportion to the classes: {counts[0] / counts[1]:.2f}x"
+    bench.compare(f"cross-entropy in strips and gradient, batch 2, {at}", calls["loss"])
+    bench.compare(f"confusion matrix, {at}", calls["confusion"])
+    bench.compare(f"scores to label map and confusion matrix, {at}", calls["evaluation"])
+
+
 COMPARISONS: dict[str, tuple[Callable[[Bench], None], ...]] = {
     "step": (segmenter, adaptsegnet, cyclegan),
     "loss": (upsampled_loss,),
     "data": (loading, jitter),
     "eval": (confusion, argmax, evaluation),
+    "classes": (many_classes,),
 }
 
 

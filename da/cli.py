@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         "--export",
         type=Path,
         metavar="DIR",
-        help="write every prediction as labelIds PNG (for the server) and colours; data.val.split=test needs no labels",
+        help="write every prediction as labelIds PNG and colours; data.val.split=test needs no labels",
     )
     evaluate.add_argument(
         "--official", action="store_true", help="also score with cityscapesscripts and require the same figures"
@@ -137,8 +137,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="KIND",
         default=["overlay"],
-        help="overlay: colours over the picture (default); color: colours alone; labelIds: PNG of Cityscapes ids; "
-        "probabilities: compressed NumPy file",
+        help="overlay: colours over the picture (default); color: colours alone; labelIds: PNG of ids as in "
+        "label files; probabilities: compressed NumPy file",
     )
     predict.add_argument("--opacity", type=float, default=0.5, help="of the colours in the overlay (default: 0.5)")
     predict.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of a run folder")
@@ -147,8 +147,8 @@ def parser() -> argparse.ArgumentParser:
     export = commands.add_parser(
         "export",
         help="write a checkpoint's segmenter as ONNX",
-        description="Write an ONNX file: image (B, 3, H, W), RGB in [0, 1] -> logits (B, 19, H, W). Any batch, any "
-        "size from 32x32 on; it is compared with PyTorch where onnxruntime is installed.",
+        description="Write an ONNX file: image (B, 3, H, W), RGB in [0, 1] -> logits (B, classes, H, W). Any batch, "
+        "any size from 32x32 on; it is compared with PyTorch where onnxruntime is installed.",
     )
     export.add_argument("run", type=Path, metavar="CHECKPOINT", help="run folder or checkpoint file")
     export.add_argument("out", type=Path, metavar="OUT.onnx")
@@ -164,9 +164,21 @@ def parser() -> argparse.ArgumentParser:
         description="Report missing partners, unreadable files, wrong sizes, unknown ids and each class's share of "
         "pixels. Exit code 2 if training would fail.",
     )
-    check.add_argument("root", type=Path, help="folder of the data set")
-    check.add_argument("--as", dest="dataset", required=True, choices=("gta5", "cityscapes", "synthia"))
+    _add_data_set(check)
+    check.add_argument(
+        "--split", nargs="+", default=[], metavar="NAME", help="splits or list files (default: what training reads)"
+    )
+    check.add_argument("--figure", type=Path, help="also draw the first images with their labels to this PNG")
     check.set_defaults(call=_check)
+    describe = actions.add_parser(
+        "describe",
+        help="look at a folder of your own and write a first description and class list for it",
+        description="Guess how an unknown folder is laid out and what its labels hold, and write NAME.yaml, its "
+        "description, and NAME_classes.yaml, its class list. Correct them: names of classes are nowhere in pictures.",
+    )
+    describe.add_argument("root", type=Path, help="the folder")
+    describe.add_argument("-o", "--out", type=Path, default=Path(), help="folder for the two files (default: this one)")
+    describe.set_defaults(call=_describe)
     miniature = actions.add_parser("miniature", help="render the embedded data pair and print where it is")
     miniature.add_argument("--figure", type=Path, help="also draw examples of both domains to this PNG")
     miniature.set_defaults(call=_miniature)
@@ -177,8 +189,7 @@ def parser() -> argparse.ArgumentParser:
         "$DA_CACHE, or ~/.cache/da; training uses it wherever its `size` is that of the cache, and gives the same "
         "pixels with and without it. A killed run goes on where it stopped, and files that changed are decoded again.",
     )
-    cache.add_argument("root", type=Path, help="folder of the data set")
-    cache.add_argument("--as", dest="dataset", required=True, choices=("gta5", "cityscapes", "synthia"))
+    _add_data_set(cache)
     cache.add_argument(
         "--size",
         type=int,
@@ -204,6 +215,20 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", type=Path, default=Path("bench.json"), help="file to write (default: bench.json)")
     bench.set_defaults(call=_bench)
     return top
+
+
+def _add_data_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("root", type=Path, help="folder of the data set")
+    parser.add_argument(
+        "--as",
+        dest="dataset",
+        required=True,
+        metavar="DATASET",
+        help="gta5, cityscapes, synthia, a name in da/data/sets, or a description file (.yaml)",
+    )
+    parser.add_argument(
+        "--classes", metavar="NAME | FILE.yaml", help="a name in da/classes, or a class list (default: cityscapes19)"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -397,10 +422,27 @@ def _export(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from da.data.check import check_root
     from da.engine.log import say
+    from da.labels import DEFAULT, label_space
 
-    report = check_root(options.root, options.dataset)
+    if options.figure and options.figure.suffix != ".png":
+        raise UserError(f"--figure {options.figure}: give a file name that ends in .png")
+    classes = label_space(options.classes or DEFAULT)
+    report = check_root(options.root, options.dataset, classes, options.split)
     say(report.text())
+    if options.figure:
+        from da.run import picture_data_set
+
+        picture_data_set(options.root, options.dataset, classes, list(report.by_split), options.figure)
+        say(f"first images and labels: {options.figure}")
     return 2 if report.fatal else 0
+
+
+def _describe(options: argparse.Namespace) -> int:
+    from da.data.describe import describe
+    from da.engine.log import say
+
+    say(describe(options.root, options.out))
+    return 0
 
 
 def _miniature(options: argparse.Namespace) -> int:
@@ -419,12 +461,14 @@ def _miniature(options: argparse.Namespace) -> int:
 def _cache(options: argparse.Namespace) -> int:
     from da.data import cache, folders
     from da.engine.log import say
+    from da.labels import DEFAULT, label_space
 
     if options.size and min(options.size) < 1:
         raise UserError("--size: give a width and a height of at least 1 pixel")
     size = (options.size[0], options.size[1]) if options.size else None
-    split = options.split or folders.module_of(options.dataset).SPLITS[0]
-    todo = cache.plan(options.dataset, options.root, size, split, with_labels=not options.images_only)
+    split = options.split or folders.find(options.dataset).splits[0]
+    classes = label_space(options.classes or DEFAULT)
+    todo = cache.plan(options.dataset, options.root, size, split, not options.images_only, classes)
     say(todo.text())
     cache.build(todo, max(0, options.workers))
     say(f"{todo.folder}: complete for split {split}")

@@ -2,7 +2,7 @@
 
     files    `base: [a.yaml, b.yaml]` is read first, later files win, mappings merge, lists replace
     command  `section.key=value`, the value parsed as YAML, wins over every file
-    paths    `${GTA5_ROOT}`, `${CITYSCAPES_ROOT}` and `${SYNTHIA_ROOT}` are the only interpolation
+    paths    `${GTA5_ROOT}` and other environment variables that end in `_ROOT` are the only interpolation
 
 Every room that reads settings defines them as a `Section` beside the code that reads them. All mistakes are
 reported at once, each with its file, its key, what was expected and the nearest known key.
@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -32,13 +32,6 @@ class Section(BaseModel):
 
 S = TypeVar("S", bound=Section)
 COMMAND_LINE = "command line"
-
-FOLDER_TREES = {
-    "GTA5_ROOT": "images/00001.png ...  labels/00001.png ...",
-    "CITYSCAPES_ROOT": "leftImg8bit/{train,val}/<city>/*_leftImg8bit.png  "
-    "gtFine/{train,val}/<city>/*_gtFine_labelIds.png",
-    "SYNTHIA_ROOT": "RGB/0000000.png ...  GT/LABELS/0000000.png ...",
-}
 
 
 class _Loader(yaml.SafeLoader):
@@ -121,7 +114,7 @@ def read_tree(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Tre
     """Read YAML files (with their `base:` files) and `key=value` overrides into one tree.
 
     Raises:
-        UserError: a missing file, bad YAML, a circular `base:`, a malformed override, an unset data root.
+        UserError: a missing file, bad YAML, a circular `base:`, a malformed override.
     """
     tree = Tree()
     for file in files:
@@ -165,15 +158,11 @@ def _interpolate(value: Any, tree: Tree, key: str = "") -> Any:
 
     def replace(match: re.Match[str]) -> str:
         variable = match.group(1)
-        if variable not in FOLDER_TREES:
-            known = ", ".join(FOLDER_TREES)
-            raise UserError(f"{tree.where(key)}: {key}: ${{{variable}}} is not known; only {known} are filled in")
-        if not os.environ.get(variable):
+        if not variable.endswith("_ROOT"):
             raise UserError(
-                f"{tree.where(key)}: {key}: the environment variable {variable} is not set; "
-                f"point it at a folder that holds  {FOLDER_TREES[variable]}"
+                f"{tree.where(key)}: {key}: ${{{variable}}} is not filled in; only variables that end in _ROOT are"
             )
-        return os.environ[variable]
+        return os.environ.get(variable) or match.group(0)  # the data set tells what is expected of one that is not set
 
     return re.sub(r"\$\{(\w+)\}", replace, value)
 
@@ -188,7 +177,7 @@ def check(schema: type[S], tree: Tree) -> S:
 
 
 def _explain(schema: type[Section], tree: Tree, error: dict[str, Any]) -> str:
-    location = [str(part) for part in error["loc"]]
+    location = [str(part) for part in error["loc"] if not str(part).startswith("(")]  # a choice between kinds
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         known = _known_keys(schema, location[:-1])
@@ -198,19 +187,27 @@ def _explain(schema: type[Section], tree: Tree, error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{tree.where('.'.join(location[:-1]) or key)}: {key}: required, but not given"
     got = json.dumps(error["input"])
-    return f"{tree.where(key)}: {key}: {error['msg'][0].lower() + error['msg'][1:]}; got {got[:80]}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{tree.where(key)}: {key}: {message[0].lower() + message[1:]}; got {got[:80]}"
 
 
 def _known_keys(schema: type[BaseModel], path: list[str]) -> list[str]:
     """The keys of the section at `path` inside `schema`."""
     for part in path:
-        options = [schema.model_fields[part].annotation] if part in schema.model_fields else []
-        options += list(getattr(options[0], "__args__", ())) if options else []
-        inner = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if part.isdigit():  # of a list
+            continue
+        inner = models_in(schema.model_fields[part].annotation) if part in schema.model_fields else []
         if not inner:
             return []
         schema = inner[0]
     return list(schema.model_fields)
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field's type holds, however deep."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in models_in(part)]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

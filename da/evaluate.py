@@ -24,7 +24,8 @@ from da.evaluation import official, visualize
 from da.evaluation.infer import EvalConfig
 from da.evaluation.metrics import scores
 from da.evaluation.published import PROTOCOLS, Protocol, read_protocols
-from da.run import checkpoint_path, evaluate, make_stepper, protocol, restore
+from da.labels import LabelSpace, label_space
+from da.run import checkpoint_path, evaluate, few_colors, make_stepper, protocol, restore
 from da.trainers import base
 
 
@@ -63,7 +64,7 @@ def evaluate_runs(
             (`hrda+flip=true`).
         figure: PNG to draw the same validation images to: image, label, one prediction per result.
         protocols: names in `experiments/tables/protocols.yaml`; none: as the run's own `eval:` section says.
-        export: folder for every prediction, `<result>/labelIds/*.png` (what the Cityscapes server takes) and
+        export: folder for every prediction, `<result>/labelIds/*.png` (of Cityscapes what its server takes) and
             `<result>/color/*.png`, where `<result>` is the run's name, with the protocol's where there is one.
         compare_official: also score the predictions with `cityscapesscripts` and require equal figures.
 
@@ -99,7 +100,7 @@ def evaluate_runs(
         has_labels = _has_labels(own.data.val)
         if not has_labels and not export:
             raise UserError(f"{own.data.val.root}: no labels of split test to score; --export DIR writes predictions")
-        val = val_samples(own.data.val, workers=own.data.workers, with_labels=has_labels)
+        val = val_samples(own.data.val, own.data.classes, workers=own.data.workers, with_labels=has_labels)
         kind = which if run.is_dir() else run.stem
         for label, chosen in choices:
             config = _under_protocol(own, chosen, overrides)
@@ -108,7 +109,8 @@ def evaluate_runs(
                 to = _exported(export, name, label) if export else None
                 if compare_official and to is None:
                     to = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                counts, pictures = evaluate(stepper, config, val, keep=functools.partial(_export, to) if to else None)
+                keep = functools.partial(_export, to, trainer.classes) if to else None
+                counts, pictures = evaluate(stepper, config, val, keep=keep)
                 columns.append(pictures)
                 titles.append(title)
                 if not counts.any():
@@ -122,7 +124,11 @@ def evaluate_runs(
                     "checkpoint_file": str(path),
                     "step": step,
                     "commit": run_files.commit(),
-                    "scores": {k: v for k, v in scores(counts, config.eval.classes).items() if math.isfinite(v)},
+                    "scores": {
+                        k: v
+                        for k, v in scores(counts, config.data.classes, config.eval.classes).items()
+                        if math.isfinite(v)
+                    },
                     "confusion": counts.tolist(),
                 }
                 if compare_official and to:
@@ -132,8 +138,8 @@ def evaluate_runs(
             run_files.write_text((run if run.is_dir() else run.parent) / file, json.dumps(found) + "\n")
     if figure:
         rows = [[r[0][0], r[0][2], *(column[1] for column in r)] for r in zip(*columns)]
-        picture = visualize.grid(rows, ("image", "label", *titles))
-        visualize.save(figure, np.concatenate([picture, visualize.legend(picture.shape[1])]))
+        picture = visualize.grid(rows, ("image", "label", *titles), few=few_colors(own.data.classes))
+        visualize.save(figure, np.concatenate([picture, visualize.legend(own.data.classes, picture.shape[1])]))
     return results
 
 
@@ -157,7 +163,9 @@ def _named_settings(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """The settings that change a result, as parts of a file name: `eval.` as `key=value`, and the values of others."""
     given = sorted(flatten(read_tree((), overrides).values).items())
     changed = [f"{key.removeprefix('eval.')}={json.dumps(value)}" for key, value in given if key.startswith("eval.")]
-    others = [str(value) for key, value in given if key.startswith("data.val.") or key == "run.precision"]
+    others = [
+        str(value) for key, value in given if key.startswith(("data.val.", "data.classes")) or key == "run.precision"
+    ]
     return [_plain(text) for text in changed], [_plain(text) for text in others]
 
 
@@ -197,10 +205,10 @@ def _under_protocol(config: base.Experiment, chosen: Protocol | None, overrides:
     return config.model_copy(update={"eval": check(EvalConfig, tree)})
 
 
-def _export(folder: Path, name: str, prediction: Tensor) -> None:
+def _export(folder: Path, classes: LabelSpace, name: str, prediction: Tensor) -> None:
     trainids = prediction.cpu().numpy()
-    official.save_label_ids(folder / "labelIds" / f"{name}_labelIds.png", trainids)
-    visualize.save(folder / "color" / f"{name}_color.png", visualize.colorize(trainids))
+    visualize.save_labels(folder / "labelIds" / f"{name}_labelIds.png", trainids, classes)
+    visualize.save(folder / "color" / f"{name}_color.png", visualize.colorize(trainids, classes))
 
 
 def _require_official(config: base.Experiment) -> None:
@@ -209,6 +217,8 @@ def _require_official(config: base.Experiment) -> None:
         UserError: `cityscapesscripts` cannot score what `config` evaluates.
     """
     val = config.data.val
+    if config.data.classes != label_space(official.CLASSES) or config.eval.merge:
+        raise UserError(f"--official: scores the classes of {official.CLASSES} alone, not {config.data.classes.name}")
     if val.dataset != "cityscapes" or config.eval.label_size:
         reason = f"eval.label_size {config.eval.label_size}" if config.eval.label_size else f"dataset {val.dataset}"
         raise UserError(f"--official: scores Cityscapes' own labelIds files at full resolution, not {reason}")

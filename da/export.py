@@ -1,5 +1,6 @@
 """A checkpoint's segmenter as an ONNX file."""
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from da import run
 from da.config import UserError
 from da.engine.log import say
 from da.evaluation.infer import upsample
+from da.labels import IGNORE
 from da.nets.pooling import AdaptiveAvgPool2d
 from da.trainers.base import Trainer
 
@@ -19,7 +21,7 @@ TOLERANCE = 1e-3  # of logits, relative to the largest: other kernels, other rou
 
 
 class _WholeImage(nn.Module):
-    """RGB in [0, 1], (B, 3, H, W) -> logits (B, 19, H, W), as the evaluation of a whole image makes them."""
+    """RGB in [0, 1], (B, 3, H, W) -> logits (B, classes, H, W), as the evaluation of a whole image makes them."""
 
     def __init__(self, trainer: Trainer, align_corners: bool) -> None:
         super().__init__()
@@ -52,7 +54,9 @@ class _MatrixPool(nn.Module):
 
 
 def export(checkpoint: Path, which: str, out: Path, size: tuple[int, int] | None) -> None:
-    """Write `out`: input `image` (B, 3, H, W) float32 RGB in [0, 1], output `logits` (B, 19, H, W) float32.
+    """Write `out`: input `image` (B, 3, H, W) float32 RGB in [0, 1], output `logits` (B, classes, H, W) float32.
+
+    The metadata hold `classes` (names, in the order of the logits), `colors` (RGB) and `ignore` as JSON.
 
     The batch is dynamic; height and width too, unless `size` (width, height) fixes them. Where onnxruntime is
     installed the file is run and must give PyTorch's logits.
@@ -81,17 +85,20 @@ def export(checkpoint: Path, which: str, out: Path, size: tuple[int, int] | None
     out.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's advice on its own exporter
-        torch.onnx.export(
+        program = torch.onnx.export(
             model,
             (image,),
-            str(out),
             input_names=["image"],
             output_names=["logits"],
             dynamic_shapes={"image": dynamic},
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
+        assert program is not None
+        classes = trainer.classes
+        facts = {"classes": classes.names, "colors": classes.colors, "ignore": IGNORE}
+        program.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
+        program.save(str(out), external_data=False)
     sizes = f"{width}x{height}" if size else "any size"
     say(f"{out}: segmenter of {checkpoint}, step {step}, {sizes}, {out.stat().st_size / 2**20:.1f} MiB")
     _check(out, other, expected)

@@ -19,7 +19,7 @@ from da.engine.log import bar, say
 from da.engine.stepper import Stepper
 from da.evaluation import visualize
 from da.evaluation.infer import EvalConfig, predict_labels, predict_probabilities
-from da.evaluation.official import save_label_ids
+from da.labels import LabelSpace
 
 Kind = Literal["overlay", "color", "labelIds", "probabilities"]
 KINDS = get_args(Kind)
@@ -69,7 +69,7 @@ def predict(
 ) -> list[str]:
     """Write the predictions for `inputs` below `out`, at the inputs' own sizes, and `legend.png`.
 
-    A picture `a.jpg` gives `a_<kind>.png` (probabilities: `a_probabilities.npz`, array `probabilities` (19, H, W)
+    A picture `a.jpg` gives `a_<kind>.png` (probabilities: `a_probabilities.npz`, array `probabilities` (classes, H, W)
     float16). A video or sequence gives the videos `a_overlay.mp4` and `a_color.mp4`, where an odd side is one pixel
     longer, and for the other kinds, which a video would falsify, a folder `a/` of one file per frame: with the frame's
     own name in a sequence, its number from 1 on in a video.
@@ -93,7 +93,7 @@ def predict(
     stepper.eval()
     jobs = list(_unique(job for text in inputs for job in _jobs(text, out)))
     out.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(visualize.legend()).save(out / "legend.png")
+    Image.fromarray(visualize.legend(trainer.classes)).save(out / "legend.png")
     say(f"{checkpoint}, step {step}, on {stepper.device}: {len(jobs)} inputs; {config.eval.describe()}")
     skipped: list[str] = []
     failed = 0
@@ -106,7 +106,7 @@ def predict(
             else:
                 results = _segment(stepper, config.eval, read_picture(job.path), kinds, opacity)
                 for kind, result in results.items():
-                    _save(out / f"{job.name}_{kind}", kind, result)
+                    _save(out / f"{job.name}_{kind}", kind, result, trainer.classes)
         except _Unreadable as error:
             failed += 1
             skipped.append(f"skipped {job.path}: {error}")
@@ -189,6 +189,7 @@ def _segment(
     """The asked-for results for (H, W, 3) uint8 RGB, all of height H and width W."""
     image = torch.from_numpy(picture).permute(2, 0, 1).to(stepper.device)
     size = (picture.shape[0], picture.shape[1])
+    classes: LabelSpace = stepper.trainer.classes  # type: ignore[attr-defined]
     found: dict[Kind, np.ndarray] = {}
     with stepper.autocast():
         if "probabilities" in kinds:
@@ -198,19 +199,19 @@ def _segment(
     if "labelIds" in kinds:
         found["labelIds"] = labels
     if "color" in kinds:
-        found["color"] = visualize.colorize(labels)
+        found["color"] = visualize.colorize(labels, classes)
     if "overlay" in kinds:
-        found["overlay"] = visualize.overlay(picture, visualize.colorize(labels), opacity)
+        found["overlay"] = visualize.overlay(picture, visualize.colorize(labels, classes), opacity)
     return found
 
 
-def _save(stem: Path, kind: Kind, result: np.ndarray) -> None:
+def _save(stem: Path, kind: Kind, result: np.ndarray, classes: LabelSpace) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     path = stem.with_name(stem.name + (".npz" if kind == "probabilities" else ".png"))
     if kind == "probabilities":
         np.savez_compressed(path, probabilities=result)
     elif kind == "labelIds":
-        save_label_ids(path, result)
+        visualize.save_labels(path, result, classes)
     else:
         Image.fromarray(result).save(path)
 
@@ -220,6 +221,7 @@ def _video(
 ) -> list[str]:
     """Returns a line for each frame that could not be read, and one for a video that ends early."""
     frames, rate, total = _sequence(job.path) if _is_sequence(job.path) else _open(job.path)
+    classes: LabelSpace = stepper.trainer.classes  # type: ignore[attr-defined]
     writers: dict[Kind, Any] = {}
     problems: list[str] = []
     count = 0
@@ -232,7 +234,7 @@ def _video(
                 continue
             for kind, result in _segment(stepper, config, frame, kinds, opacity).items():
                 if kind in ("labelIds", "probabilities"):
-                    _save(out / job.name / f"{name}_{kind}", kind, result)
+                    _save(out / job.name / f"{name}_{kind}", kind, result, classes)
                     continue
                 if kind not in writers:
                     writers[kind] = _writer(out / f"{job.name}_{kind}.mp4", rate, frame.shape[1], frame.shape[0])

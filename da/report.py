@@ -103,4 +103,4 @@ def predict_examples(run: Run, count: int) -> list[list[np.ndarray]]:
     """Image, prediction, label and entropy of the first `count` validation images, by the last checkpoint of `run`."""
     config, trainer, _ = restore(checkpoint_path(run.folder, "last"), [f"run.pictures={count}", "data.workers=0"])
     stepper = make_stepper(trainer, config, dist.pick_device(config.run.device))
-    return evaluate(stepper, config, val_samples(config.data.val, workers=0), limit=count)[1]
+    return evaluate(stepper, config, val_samples(config.data.val, config.data.classes, workers=0), limit=count)[1]

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
@@ -20,6 +21,7 @@ from da.config import Tree, UserError, check, flatten, parse_yaml, read_tree
 from da.data import cityscapes, folders, gta5
 from da.data.loaders import (
     Batch,
+    DataConfig,
     Loaded,
     ValSample,
     resolve_root,
@@ -37,13 +39,13 @@ from da.evaluation import visualize
 from da.evaluation.infer import entropy, predict_entropy, predict_labels, upsample
 from da.evaluation.metrics import ConfusionMatrix, scores
 from da.evaluation.report import table
+from da.labels import DEFAULT, IGNORE, LabelSpace, label_space
 from da.nets.generator import quantise
 from da.nets.weights import load_modules
 from da.trainers import base
 
-FINAL_METRICS = ("val/mIoU19", "val/mIoU16", "val/mIoU13")  # columns of TensorBoard's HParams tab
 UNTRAINED = "its segmenter is untrained (init: null), so its scores say nothing; look at the pictures"
-EVALUATION_KEYS = ("data.val.", "data.workers", "eval.", "run.device", "run.precision", "run.pictures")
+EVALUATION_KEYS = ("data.val.", "data.classes", "data.workers", "eval.", "run.device", "run.precision", "run.pictures")
 
 
 def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> base.Experiment:
@@ -51,13 +53,30 @@ def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> base.Exp
     tree = read_tree(files, overrides)
     first = Path(files[0]).resolve()
     tree.values = {"experiment": first.parent.name, "name": first.stem, **tree.values}
-    return check_config(tree)
+    config = check_config(tree)
+    require_data(config.data)
+    return config
 
 
 def check_config(tree: Tree) -> base.Experiment:
     if "trainer" not in tree.values:
         raise UserError(f"{tree.where('trainer')}: trainer: required; one of " + ", ".join(base.methods()))
     return check(base.experiment_schema(str(tree.values["trainer"])), tree)
+
+
+def require_data(data: DataConfig) -> None:
+    """
+    Raises:
+        UserError: no such data set or description, or its labels do not hold the classes.
+    """
+    for key, entries in (("source", data.source), ("target", data.target or ()), ("val", (data.val,))):
+        for entry in entries:
+            try:
+                found = folders.find(entry.dataset)
+                if key != "target":  # whose labels nobody reads
+                    found.scheme(data.classes)
+            except UserError as error:
+                raise UserError(f"data.{key}: {error}") from error
 
 
 def run_folder(config: base.Experiment, runs: Path) -> Path:
@@ -75,7 +94,7 @@ def train(config: base.Experiment, runs: Path) -> Path:
     limit = config.run.time_limit
     with StopRequests(seconds(limit) if limit else None) as stop:
         set_deterministic(config.run.deterministic)
-        device = dist.pick_device(config.run.device, long_work=config.data.source.root != "miniature")
+        device = dist.pick_device(config.run.device, long_work=any(s.root != "miniature" for s in config.data.source))
         dist.setup(device)
         with lock.held(where):
             precision = config.run.precision
@@ -107,10 +126,10 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     if config.run.compile:
         trainer.segmenter.backbone.compile(dynamic=False)  # one graph for each size of images
     if dist.is_first_here():
-        for domain in (config.data.source, config.data.val):
+        for domain in (*config.data.source, config.data.val):
             resolve_root(domain)  # renders the miniature, which the other processes then find
     dist.barrier()
-    val = val_samples(config.data.val, dist.rank(), dist.world(), config.data.workers)
+    val = val_samples(config.data.val, config.data.classes, dist.rank(), dist.world(), config.data.workers)
 
     def validate(step: int, limit: int | None) -> Scalars:
         counts, pictures = evaluate(stepper, config, val, limit, None if limit else stop.watch)
@@ -118,12 +137,15 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
             of = config.data.val
             raise UserError(f"data.val: no pixel of {of.dataset} {of.split} has a label; name a split with labels")
         if loop.log and limit is None:
-            picture = visualize.grid(pictures, ("image", "prediction", "label", "entropy"))
+            titles = ("image", "prediction", "label", "entropy")
+            picture = visualize.grid(pictures, titles, few=few_colors(config.data.classes))
             if trainer.judged:
                 loop.log.picture(step, "val/examples", picture)
             if step == config.run.steps:
-                loop.log.result(step, hyperparameters(config), FINAL_METRICS)
-        found = scores(counts, config.eval.classes)
+                loop.log.result(
+                    step, hyperparameters(config), [f"val/{key}" for key in config.data.classes.means.values()]
+                )
+        found = scores(counts, config.data.classes, config.eval.classes)
         if limit is None and np.isnan(found["mIoU"]):
             raise UserError(f"eval.classes: none of these {config.eval.classes} classes is in the labels of data.val")
         return {f"val/{name}": value for name, value in found.items()}
@@ -141,6 +163,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         {"config": json.dumps(config.model_dump(mode="json"))},
         lambda states, source: load_modules(trainer.modules, states, source),
         stop.poll,
+        config.data.classes.groups,
     )
     say(f"run {where} on {device}: {config.run.steps} steps, {dist.world()} process(es), {config.run.precision}")
     if restarts := max(dist.gather(dist.restarts())):  # only the machine whose process died counts it
@@ -168,9 +191,10 @@ def _inputs(config: base.Experiment) -> dict[str, str]:
         with contextlib.suppress(UserError):  # gone or damaged: only a run that has yet to start needs it, and says so
             modules = checkpoint.load(checkpoint_path(Path(config.init), "last"))["modules"]
             found["init"] = checkpoint.fingerprint({k: v for k, v in modules.items() if k == "segmenter"})
-    if config.data.source.root != "miniature":
-        stamp = folders.read_stamp(resolve_root(config.data.source))
-        found |= {"data.source.root": stamp["weights"]} if "weights" in stamp else {}
+    for number, source in enumerate(config.data.source):
+        stamp = {} if source.root == "miniature" else folders.read_stamp(resolve_root(source))
+        key = "data.source.root" if len(config.data.source) == 1 else f"data.source.{number}.root"
+        found |= {key: stamp["weights"]} if "weights" in stamp else {}
     return found
 
 
@@ -190,6 +214,8 @@ def make_stepper(trainer: base.Trainer, config: base.Experiment, device: torch.d
 def _initialise(trainer: base.Trainer, init: str) -> None:
     path = checkpoint_path(Path(init), "last")
     state = checkpoint.load(path)
+    if "config" in state and (difference := trainer.classes.difference(_stored_classes(state, path))):
+        raise UserError(f"init: {path} has other classes ({difference}); name a run of these classes")
     found = {name: module for name, module in state["modules"].items() if name == "segmenter"}
     load_modules({"segmenter": trainer.segmenter}, found, str(path))
     say(f"segmenter starts from {path} (step {state['step']})")
@@ -203,14 +229,20 @@ def evaluate(
     watch: Callable[[Iterable[ValSample], int], Iterable[ValSample]] | None = None,
     keep: Callable[[str, Tensor], None] | None = None,
 ) -> tuple[np.ndarray, list[list[np.ndarray]]]:
-    """The (19, 19) confusion matrix over `val`, and `run.pictures` rows of image, prediction, label and entropy.
+    """The confusion matrix over `val`, (classes, classes), and `run.pictures` rows of image, prediction, label and
+    entropy. Under `eval.merge` predictions are scored as what they are merged into, and there may be a last column, of
+    those that are merged into nothing.
 
     `watch(val, len(val))` may cut the validation off by an exception. `keep` is called with the name and the (H, W)
-    uint8 trainIds of every prediction.
+    uint8 trainIds of every prediction, in the classes of the segmenter.
     """
     stepper.agree()
     stepper.eval()
-    matrix = ConfusionMatrix(stepper.device)
+    classes = config.data.classes
+    trainer: base.Trainer = stepper.trainer  # type: ignore[assignment]
+    table = classes.merged_from(trainer.classes, config.eval.merge)
+    merge = None if table is None else torch.from_numpy(table).to(stepper.device)
+    matrix = ConfusionMatrix(len(classes), stepper.device, len(classes) + (merge is not None))
     pictures: list[list[np.ndarray]] = []
     samples = watch(val, len(val)) if watch else islice(val, limit)
     for sample in bar(samples, "validation", limit or len(val)):
@@ -221,13 +253,16 @@ def evaluate(
         size = (label.shape[0], label.shape[1])
         with stepper.autocast():
             prediction = predict_labels(stepper.trainer.predict, image, size, config.eval)
-        matrix.add(label, prediction)
         if keep:
             keep(sample.name, prediction)
+        if merge is not None:
+            prediction = merge[prediction.long()]
+        matrix.add(label, prediction)
         if len(pictures) < config.run.pictures and dist.is_main():
             with stepper.autocast():
                 unsure = visualize.heat_map(predict_entropy(stepper.trainer.predict, image, size, config.eval))
-            colors = [visualize.colorize(prediction), visualize.colorize(label)]
+            shown = torch.where(prediction < len(classes), prediction, IGNORE)
+            colors = [visualize.colorize(shown, classes), visualize.colorize(label, classes)]
             pictures.append([visualize.to_picture(image), *colors, unsure])
     return dist.sum_over_ranks(matrix.counts).cpu().numpy(), pictures
 
@@ -237,18 +272,27 @@ def training_picture(stepper: Stepper, batch: Batch) -> np.ndarray:
     entropy: (H, W, 3) uint8. For a method with `examples`: its rows of images, each above the predictions of a
     trained segmenter."""
     stepper.eval()
+    classes = stepper.trainer.classes  # type: ignore[attr-defined]
     if rows := _example_rows(stepper, batch):
-        return visualize.grid(rows, ("real", "translated", "cycled"))
+        return visualize.grid(rows, ("real", "translated", "cycled"), few=few_colors(classes))
     for images in (batch.src_image, batch.tgt_image):
         if images is None:
             continue
         with torch.no_grad(), stepper.autocast():
             logits = stepper.trainer.predict(images[:1].to(stepper.device).float() / 255)
             logits = upsample(logits, (images.shape[-2], images.shape[-1]))[0]
-        right = visualize.heat_map(entropy(logits.softmax(0))) if rows else visualize.colorize(batch.src_label[0])
-        prediction = visualize.colorize(logits.argmax(0).to(torch.uint8))
+        right = (
+            visualize.heat_map(entropy(logits.softmax(0))) if rows else visualize.colorize(batch.src_label[0], classes)
+        )
+        prediction = visualize.colorize(logits.argmax(0).to(torch.uint8), classes)
         rows.append([visualize.to_picture(images[0]), prediction, right])
-    return visualize.grid(rows, ("source / target image", "prediction", "label / entropy"))
+    titles = ("source / target image", "prediction", "label / entropy")
+    return visualize.grid(rows, titles, few=few_colors(classes))
+
+
+def few_colors(classes: LabelSpace) -> int:
+    """How many colours a picture of labels has at most."""
+    return len(classes) + 2
 
 
 def _example_rows(stepper: Stepper, batch: Batch) -> list[list[np.ndarray]]:
@@ -259,7 +303,7 @@ def _example_rows(stepper: Stepper, batch: Batch) -> list[list[np.ndarray]]:
             rows.append([visualize.to_picture(quantise(image[0])) for image in images])
             if trainer.judged:
                 labels = [trainer.segmenter(image, "source").main[0].argmax(0) for image in images]
-                rows.append([visualize.colorize(label.to(torch.uint8)) for label in labels])
+                rows.append([visualize.colorize(label.to(torch.uint8), trainer.classes) for label in labels])
     return rows
 
 
@@ -299,6 +343,7 @@ def protocol(config: base.Experiment) -> dict[str, Any]:
         "backbone": config.model.backbone,
         "weights": config.model.weights,
         "val": config.data.val.model_dump(mode="json"),
+        "classes": config.data.classes.dump(),
         "protocol": config.eval.model_dump(mode="json"),
         "precision": config.run.precision,
         "images": _identity(config.data.val),
@@ -308,13 +353,13 @@ def protocol(config: base.Experiment) -> dict[str, Any]:
 def _identity(val: FolderConfig) -> dict[str, Any]:
     """Which images a number was measured on: how many, the size (width, height) of their labels where it is the same
     for all, and a hash of all names and of the pixels of three."""
-    samples = folders.module_of(val.dataset).index(resolve_root(val), val.split)
+    samples = folders.find(val.dataset).index(resolve_root(val), val.split)
     sizes = set()
     for sample in samples:
         assert sample.label
         with Image.open(sample.label) as label:
             sizes.add(label.size)
-    digest = hashlib.sha256("\n".join(sample.name for sample in samples).encode())
+    digest = hashlib.sha256(os.fsencode("\n".join(sample.name for sample in samples)))
     for sample in (samples[0], samples[len(samples) // 2], samples[-1]):
         digest.update(folders.read_image(sample.image).tobytes())
     size = list(sizes.pop()) if len(sizes) == 1 else None
@@ -365,21 +410,50 @@ def restore(
         raise UserError(f"{path}: not a checkpoint of a run (no `config` in it)")
     stored = Tree()
     stored.add(parse_yaml(state["config"], str(path)), str(path))
+    if "classes" in tree.values.get("data", {}):  # the stored subset is one of the checkpoint's own classes
+        stored.values["eval"] = {k: v for k, v in stored.values.get("eval", {}).items() if k != "classes"}
     stored.add(tree.values, "command line")
     config = check_config(stored)
+    own = _stored_classes(state, path)
+    config.data.classes.merged_from(own, config.eval.merge)  # refuses other classes
     bare = config.model.model_copy(update={"weights": "none"})  # the checkpoint has them all
-    trainer = base.build(config.model_copy(update={"model": bare}))
+    data = config.data.model_copy(update={"classes": own})
+    trainer = base.build(config.model_copy(update={"model": bare, "data": data}))
     load_modules(trainer.modules, state["modules"], str(path))
     return config, trainer, state["step"]
+
+
+def _stored_classes(state: dict[str, Any], path: Path) -> LabelSpace:
+    """The classes of a checkpoint; one of before they were recorded has the default's."""
+    return label_space(parse_yaml(state["config"], str(path))["data"].get("classes", DEFAULT))
+
+
+def picture_data_set(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[str], figure: Path) -> None:
+    """Draw the first images of each split beside their labels, and the classes' colours below."""
+    of = folders.find(dataset)
+    rows = []
+    for split in splits:
+        for sample in of.scan(root, split, True)[:4]:
+            row: list[np.ndarray] = []
+            with contextlib.suppress(UserError):  # what `data check` has named
+                row.append(folders.read_image(sample.image))
+                assert sample.label
+                row.append(visualize.colorize(of.read_label(sample.label, classes), classes))
+            rows.append([*row, *[np.zeros((3, 4, 3), np.uint8)] * (2 - len(row))])
+    if rows:
+        picture = visualize.grid(rows, ("image", "label"), few=few_colors(classes))
+        visualize.save(figure, np.concatenate([picture, visualize.legend(classes, picture.shape[1])]))
 
 
 def picture_miniature(root: Path, figure: Path) -> None:
     """Draw source and target examples of the miniature at `root`, each with its label, side by side."""
     rows = []
     halves = [gta5.index(root / "gta5", "all"), cityscapes.index(root / "cityscapes", "val")]
+    classes = label_space(DEFAULT)
     for source, target in islice(zip(*halves), 6):
         row = []
         for module, sample in ((gta5, source), (cityscapes, target)):
-            row += [folders.read_image(sample.image), visualize.colorize(module.read_label(sample.label))]
+            label = module.read_label(sample.label, classes)
+            row += [folders.read_image(sample.image), visualize.colorize(label, classes)]
         rows.append(row)
-    visualize.save(figure, visualize.grid(rows, ("source", "label", "target", "label")))
+    visualize.save(figure, visualize.grid(rows, ("source", "label", "target", "label"), few=few_colors(classes)))

@@ -64,7 +64,9 @@ def translate(run: Path, out: Path, overrides: Sequence[str], batch: int, agreem
         raise UserError(f"--agreement: leave it out; {run} has no trained segmenter to label the pictures (init: null)")
     if run.is_dir() and not run_files.read_summary(run):
         say(f"{run} is not finished: translating with its weights of step {step} of {config.run.steps}")
-    source = config.data.source
+    if len(config.data.source) > 1:
+        raise UserError(f"{run}: has {len(config.data.source)} sources; translate writes one data root: train with one")
+    (source,) = config.data.source
     root = resolve_root(source)
     stamp = {
         "run": run.resolve().name,
@@ -73,7 +75,8 @@ def translate(run: Path, out: Path, overrides: Sequence[str], batch: int, agreem
         "precision": config.run.precision,
         "source": source.model_dump(mode="json", include={"dataset", "root", "split", "size"}),
     }
-    samples = folders.module_of(source.dataset).index(root, source.split)
+    dataset = folders.find(source.dataset)
+    samples = dataset.index(root, source.split)
     limit = config.run.time_limit
     with StopRequests(seconds(limit) if limit else None) as stop:
         if out.exists():
@@ -85,7 +88,7 @@ def translate(run: Path, out: Path, overrides: Sequence[str], batch: int, agreem
                 if any(path.suffix not in (".writing", ".lock") for path in partial.iterdir()):
                     _require_same(partial, stamp)
                 run_files.write_text(partial / STAMP, json.dumps(stamp, indent=2) + "\n")
-                _share_the_rest(root, partial, samples, source.split)
+                _share_the_rest(root, partial, samples, (*dataset.lists, source.split))
                 left = [sample for sample in samples if not _copy_of(sample.image, root, partial).exists()]
                 say(f"translating {len(left)} of {len(samples)} images of {root} with {path} on {stepper.device}")
                 todo = plain_images(left, config.data.workers)
@@ -178,8 +181,8 @@ def _write(path: Path, picture: np.ndarray) -> None:
     os.replace(aside, path)
 
 
-def _share_the_rest(root: Path, out: Path, samples: list[Sample], split: str) -> None:
-    """Make the folders, link the labels, copy the split lists: GTA5's own, small text files, and the one in use."""
+def _share_the_rest(root: Path, out: Path, samples: list[Sample], lists: Sequence[str]) -> None:
+    """Make the folders, link the labels, copy `lists` below the root and other small text files in it."""
     for sample in samples:
         _copy_of(sample.image, root, out).parent.mkdir(parents=True, exist_ok=True)
         if sample.label is None:
@@ -192,7 +195,7 @@ def _share_the_rest(root: Path, out: Path, samples: list[Sample], split: str) ->
         except OSError:  # a file system without links
             shutil.copy2(sample.label, link)
     texts = [path for path in root.glob("*.txt") if path.stat().st_size < LIST_BYTES]
-    for path in (root / "split.mat", root / split, *texts):
+    for path in (*(root / name for name in lists), *texts):
         if path.is_file() and path.is_relative_to(root):
             _copy_of(path, root, out).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, _copy_of(path, root, out))

@@ -10,14 +10,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from city import NUM_CLASSES, PALETTE, TRAIN_TO_CITYSCAPES, TRAIN_TO_SYNTHIA
 from PIL import Image
 
-from da.labels import CLASSES, IGNORE, NUM_CLASSES, PALETTE, TRAIN_TO_CITYSCAPES
+from da.labels import IGNORE
 
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they give
-
-TRAIN_TO_SYNTHIA = np.zeros(256, np.uint8)
-TRAIN_TO_SYNTHIA[:NUM_CLASSES] = [c.synthia_id for c in CLASSES]
 
 
 def draw_label(seed: int, width: int, height: int) -> np.ndarray:

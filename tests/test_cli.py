@@ -44,7 +44,7 @@ def test_train_evaluate_and_call_again(command, tmp_path, capsys):
     names = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "tensorboard", "summary.json"}
     assert names <= {p.name for p in run.iterdir()}
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["protocol"] == EvalConfig().model_dump(mode="json")
+    assert summary["protocol"] == EvalConfig(classes=19).model_dump(mode="json")
     assert summary["step"] == 4
     assert summary["checkpoint"] == "last"
     assert "mIoU" in capsys.readouterr().out
@@ -259,7 +259,7 @@ def test_evaluate_changes_the_protocol_and_nothing_else(command, capsys, tmp_pat
     assert main(["evaluate", str(run), "eval.classes=16", "eval.input_size=[64, 32]"]) == 0
     found = json.loads((run / "evaluation_last_classes=16+input_size=-64-32.json").read_text())
     changed = {"input_size": [64, 32], "classes": 16}
-    assert found["protocol"] == EvalConfig().model_dump(mode="json") | changed
+    assert found["protocol"] == EvalConfig(classes=19).model_dump(mode="json") | changed
     assert found["scores"]["mIoU"] == found["scores"]["mIoU16"]
 
 

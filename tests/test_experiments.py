@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 from tiny import METHOD_FILES, REPOSITORY, tiny
 
-from da.config import Section
+from da.config import Section, models_in
 from da.run import load_config, train
 from da.trainers import base
 
@@ -49,9 +49,8 @@ def test_resolved_config_loads_to_itself(tmp_path, gta5_root, cityscapes_root):
 def sections(schema: type[BaseModel]) -> set[type[BaseModel]]:
     found = {schema}
     for field in schema.model_fields.values():
-        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                found |= sections(kind)
+        for inner in models_in(field.annotation):
+            found |= sections(inner)
     return found
 
 

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from city import NUM_CLASSES
 from tiny import tiny
 
 from da.cli import main
@@ -48,7 +49,7 @@ def test_pooling_by_matrices_is_adaptive_pooling(bins):
 
 
 def test_every_pool_of_the_segmenter_is_replaced():
-    segmenter = PSPNet(PSPNetConfig(backbone="resnet18", head_channels=16, weights="none")).eval()
+    segmenter = PSPNet(PSPNetConfig(backbone="resnet18", head_channels=16, weights="none"), NUM_CLASSES).eval()
     image = torch.rand(2, 3, 71, 133)
     with torch.no_grad():
         expected = segmenter(image).main

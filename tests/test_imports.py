@@ -9,7 +9,7 @@ ROOT = Path(da.__file__).parent
 
 # room -> project rooms it may import besides itself
 ALLOWED = {
-    "labels": set(),
+    "labels": {"config"},
     "config": set(),
     "kernels": {"labels"},
     "losses": {"config", "labels", "kernels"},
@@ -19,14 +19,15 @@ ALLOWED = {
     "evaluation": {"config", "labels"},
     "trainers": {"config", "labels", "losses", "data", "nets", "engine", "evaluation"},
     "run": {"config", "labels", "data", "nets", "engine", "evaluation", "trainers"},
-    "evaluate": {"config", "data", "engine", "evaluation", "run", "trainers"},
+    "evaluate": {"config", "labels", "data", "engine", "evaluation", "run", "trainers"},
     "translate": {"config", "data", "engine", "nets", "run", "trainers"},
     "report": {"config", "engine", "evaluation", "run"},
-    "predict": {"config", "data", "engine", "evaluation", "run"},
-    "export": {"config", "engine", "evaluation", "nets", "run", "trainers"},
+    "predict": {"config", "labels", "data", "engine", "evaluation", "run"},
+    "export": {"config", "labels", "engine", "evaluation", "nets", "run", "trainers"},
     "bench": {"config", "labels", "losses", "data", "nets", "engine", "evaluation", "trainers", "run"},
     "cli": {
         "config",
+        "labels",
         "data",
         "engine",
         "evaluation",

@@ -5,12 +5,12 @@ import struct
 import cv2
 import numpy as np
 import pytest
+from city import TRAIN_TO_CITYSCAPES
 from PIL import Image, ImageOps
 from tiny import tiny
 
 from da import predict
 from da.cli import main
-from da.labels import TRAIN_TO_CITYSCAPES
 from da.predict import read_picture
 from da.run import train
 

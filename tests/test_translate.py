@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from city import CITY
 from conftest import save_palette_png, save_png
 from PIL import Image
 from tiny import REPOSITORY, tiny
@@ -43,14 +44,14 @@ def run(tmp_path, gta5_root, cityscapes_root):
 def test_gives_a_data_root_with_the_sources_names_sizes_and_labels(run, tmp_path, gta5_root):
     out = tmp_path / "translated"
     translate(run, out, (), batch=2, agreement=True)
-    assert not check_root(out, "gta5").fatal
+    assert not check_root(out, "gta5", CITY).fatal
     before, after = gta5.index(gta5_root, "all"), gta5.index(out, "all")
     assert [s.name for s in before] == [s.name for s in after]
     for old, new in zip(before, after):
         with Image.open(old.image) as a, Image.open(new.image) as b:
             assert a.size == b.size
             assert not np.array_equal(np.asarray(a.convert("RGB")), np.asarray(b))
-        assert np.array_equal(gta5.read_label(old.label), gta5.read_label(new.label))
+        assert np.array_equal(gta5.read_label(old.label, CITY), gta5.read_label(new.label, CITY))
     assert json.loads((out / "translation.json").read_text())["step"] == 1
 
 

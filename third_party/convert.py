@@ -6,10 +6,12 @@
     python -m third_party.convert mmseg pspnet_r50-d8_512x1024_80k_cityscapes.pth psp50.pt
     python -m third_party.convert mmseg pspnet_r50-d8_769x769_80k_cityscapes.pth psp50.pt model.align_corners=true
 
-`torchvision` and `caffe` give a backbone for `model.weights`; `semseg` and `mmseg` a whole segmenter of 19 classes,
-which `evaluate` scores as it is, `report` sets beside published rows (give it the JSON file that `evaluate` wrote) and
-`init` starts a training from. Every tensor must find its place: what is left
-out is named, and anything missing, unknown or of another shape is an error.
+    python -m third_party.convert mmseg pspnet_r50-d8_512x512_80k_ade20k.pth psp50.pt data.classes=ade150
+
+`torchvision` and `caffe` give a backbone for `model.weights`; `semseg` and `mmseg` a whole segmenter, by default of the
+Cityscapes classes, which `evaluate` scores as it is, `report` sets beside published rows (give it the JSON file that
+`evaluate` wrote) and `init` starts a training from. Every tensor must find its place: what is left out is named, and
+anything missing, unknown or of another shape is an error.
 """
 
 import argparse
@@ -24,10 +26,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from da.config import Section, Tree, UserError, check, read_tree
+from da.config import Section, Tree, UserError, check, flatten, read_tree
 from da.engine import checkpoint
 from da.engine.log import say
-from da.labels import NUM_CLASSES
+from da.labels import DEFAULT, LabelSpace, label_space
 from da.nets.pspnet import PSPNet, PSPNetConfig
 from da.nets.weights import load_modules
 from da.run import check_config
@@ -54,15 +56,23 @@ class Converted(NamedTuple):
         network: that network with the checkpoint's weights, in evaluation mode.
         left_out: foreign tensors with no use here.
         tensors: how many were used.
+        classes: what a whole segmenter predicts.
     """
 
     config: PSPNetConfig
     network: PSPNet
     left_out: list[str]
     tensors: int
+    classes: LabelSpace
 
 
-def convert(kind: Kind, state: dict[str, Tensor], source: str, overrides: dict[str, Any] | None = None) -> Converted:
+def convert(
+    kind: Kind,
+    state: dict[str, Tensor],
+    source: str,
+    overrides: dict[str, Any] | None = None,
+    classes: LabelSpace | None = None,
+) -> Converted:
     """The segmenter of a foreign state dict.
 
     Args:
@@ -70,10 +80,12 @@ def convert(kind: Kind, state: dict[str, Tensor], source: str, overrides: dict[s
         state: names to tensors.
         source: the file, for errors.
         overrides: of the `model:` section.
+        classes: of a whole segmenter, in the order of its outputs; None: the default.
 
     Raises:
         UserError: an unknown name, a missing tensor, another shape or number of classes.
     """
+    classes = classes or label_space(DEFAULT)
     named, left_out = _rename(kind, state, source)
     prefix = "" if kind.part == "backbone" else "backbone."
     model = {
@@ -83,15 +95,17 @@ def convert(kind: Kind, state: dict[str, Tensor], source: str, overrides: dict[s
         **kind.model,
     }
     if kind.part == "segmenter":
-        classes, width = named["cls.4.weight"].shape[:2] if "cls.4.weight" in named else (NUM_CLASSES, 512)
-        if classes != NUM_CLASSES:
-            raise UserError(f"{source}: predicts {classes} classes; only the {NUM_CLASSES} of Cityscapes have a place")
+        outputs, width = named["cls.4.weight"].shape[:2] if "cls.4.weight" in named else (len(classes), 512)
+        if outputs != len(classes):
+            raise UserError(
+                f"{source}: predicts {outputs} classes, {classes.name} has {len(classes)}; say data.classes=NAME"
+            )
         model["head_channels"] = width
     tree = Tree()
     tree.add({"model": model}, source)
     tree.add({"model": overrides or {}}, "command line")
     config = check(_Model, tree).model
-    network = PSPNet(config).eval()
+    network = PSPNet(config, len(classes)).eval()
     if kind.bgr:
         named["conv1.weight"] = named["conv1.weight"].flip(1)
     if kind.part == "backbone":
@@ -101,7 +115,7 @@ def convert(kind: Kind, state: dict[str, Tensor], source: str, overrides: dict[s
         load_modules({"segmenter": network}, {"segmenter": named | own}, source)
     if kind.statistics:
         network.mean, network.std = (torch.tensor(values) for values in kind.statistics)
-    return Converted(config, network, left_out, len(named))
+    return Converted(config, network, left_out, len(named), classes)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -152,7 +166,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def experiment_of(config: PSPNetConfig, name: str) -> Experiment:
+def experiment_of(config: PSPNetConfig, name: str, classes: LabelSpace) -> Experiment:
     """What a converted segmenter is evaluated as: source only, on the miniature unless `data.val.root` is given."""
     settings = {
         "trainer": "source_only",
@@ -160,6 +174,7 @@ def experiment_of(config: PSPNetConfig, name: str) -> Experiment:
         "name": name,
         "model": config.model_dump(mode="json"),
         "data": {
+            "classes": classes.dump(),
             "source": {"dataset": "gta5", "root": "miniature", "split": "all"},
             "val": {"dataset": "cityscapes", "root": "miniature", "split": "val"},
         },
@@ -181,7 +196,7 @@ def write(kind: Kind, converted: Converted, out: Path) -> None:
         if kind.statistics:
             state |= {"mean": network.mean, "std": network.std}
     else:
-        config = experiment_of(converted.config, out.stem).model_dump_json()
+        config = experiment_of(converted.config, out.stem, converted.classes).model_dump_json()
         state = {"modules": {"segmenter": network.state_dict()}, "config": config, "step": 0}
     checkpoint.save(out, state)
 
@@ -220,14 +235,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("kind", choices=sorted(KINDS), help="whose checkpoint it is")
     parser.add_argument("source", type=Path, metavar="IN", help="the foreign checkpoint")
     parser.add_argument("out", type=Path, metavar="OUT", help="the file to write")
-    parser.add_argument("overrides", nargs="*", metavar="model.key=value", help="settings that the file does not tell")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="model.* and data.classes, which the file does not tell"
+    )
     options = parser.parse_args(arguments)
     kind = KINDS[options.kind]
     try:
         tree = read_tree((), options.overrides).values
-        if tree.keys() - {"model"}:
-            raise UserError(f"{', '.join(tree)}: only model.* can be set here")
-        converted = convert(kind, read_state(options.source), str(options.source), tree.get("model"))
+        data = tree.get("data", {})
+        if tree.keys() - {"model", "data"} or data.keys() - {"classes"}:
+            raise UserError(f"{', '.join(flatten(tree))}: only model.* and data.classes can be set here")
+        classes = label_space(data.get("classes", DEFAULT))
+        converted = convert(kind, read_state(options.source), str(options.source), tree.get("model"), classes)
         write(kind, converted, options.out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

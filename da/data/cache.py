@@ -22,6 +22,7 @@ from da.data import folders, frames
 from da.data.folders import Sample
 from da.data.frames import Cache, Entry, Frame, Frames, Size
 from da.data.loaders import Loaded
+from da.labels import LabelSpace
 
 
 class Plan(NamedTuple):
@@ -30,6 +31,7 @@ class Plan(NamedTuple):
     dataset: str
     root: Path
     size: Size | None
+    classes: LabelSpace
     folder: Path
     samples: list[Sample]  # not cached yet, or changed since
     known: int  # samples that are cached already
@@ -44,18 +46,18 @@ class Plan(NamedTuple):
         )
 
 
-def plan(dataset: str, root: Path, size: Size | None, split: str, with_labels: bool) -> Plan:
+def plan(dataset: str, root: Path, size: Size | None, split: str, with_labels: bool, classes: LabelSpace) -> Plan:
     """Look at the samples of `split` and at what the cache of `root` at `size` holds of them.
 
     Raises:
         UserError: the root is wrong, the cache is of another version or damaged, or the disk is too small.
     """
-    samples = folders.module_of(dataset).index(root, split, with_labels)
-    cache = Cache.find(dataset, root, size)
+    samples = folders.find(dataset).index(root, split, with_labels)
+    cache = Cache.find(dataset, root, size, classes)
     todo = [s for s in samples if cache is None or not all(_is_cached(cache, path) for path in _files(s))]
-    folder = frames.cache_folder(dataset, root, size)
+    folder = frames.cache_folder(dataset, root, size, classes)
     need = sum(_pixels(s, size) * (4 if s.label else 3) for s in folders.progress(todo, "sizes", len(todo), "image"))
-    found = Plan(dataset, root, size, folder, todo, len(samples) - len(todo), need)
+    found = Plan(dataset, root, size, classes, folder, todo, len(samples) - len(todo), need)
     if need > shutil.disk_usage(_existing(folder)).free:
         raise UserError(f"{found.text()}; set DA_CACHE to a folder on a larger disk")
     return found
@@ -78,6 +80,7 @@ def build(todo: Plan, workers: int) -> None:
 
 def _append(todo: Plan, workers: int) -> None:
     facts = {"version": frames.VERSION, "dataset": todo.dataset, "root": str(todo.root.resolve()), "size": todo.size}
+    facts |= {"classes": todo.classes.dump()}
     index, pixels, named = todo.folder / "index.jsonl", todo.folder / "pixels.bin", todo.folder / frames.FACTS
     if not named.exists():  # written last, and at once
         index.write_bytes(b"")
@@ -117,7 +120,7 @@ class _Found(NamedTuple):
 class _Decoded(Dataset[Any]):
     def __init__(self, todo: Plan) -> None:
         self.samples = todo.samples
-        self.frames = Frames(todo.dataset, todo.root, todo.size)
+        self.frames = Frames(todo.dataset, todo.root, todo.size, todo.classes)
 
     def __len__(self) -> int:
         return len(self.samples)

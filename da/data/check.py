@@ -1,7 +1,9 @@
 """Look at every file of a data root before a long run does, and report all that is wrong at once."""
 
+import hashlib
 import os
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,24 +14,32 @@ import numpy as np
 
 from da.config import UserError
 from da.data import folders
-from da.data.folders import Sample
-from da.labels import IGNORE, NAMES, NUM_CLASSES
+from da.data.folders import DataSet, Sample
+from da.labels import IGNORE, TRAIN_IDS, LabelSpace, Scheme, pack
 
 LINES_SHOWN = 20
+NEAR = 10  # values this close to those of a scheme look like them after JPEG or a smooth resize
 
 
 @dataclass
 class Report:
     root: Path
     dataset: str
+    classes: LabelSpace
     pairs: int = 0  # images looked at
-    pixels: np.ndarray = field(default_factory=lambda: np.zeros(NUM_CLASSES + 1, np.int64))  # by trainId; last: ignored
-    fatal: list[str] = field(default_factory=list)  # training or scoring would stop here
+    fatal: list[str] = field(default_factory=list)  # training or scoring would stop here, or learn something else
     warnings: list[str] = field(default_factory=list)  # survivable, or touching nothing that adaptation reads
+    by_split: dict[str, np.ndarray] = field(default_factory=dict)  # pixels by trainId; last: ignored
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """Of all splits together, by trainId; the last entry counts the ignored ones."""
+        return sum(self.by_split.values(), np.zeros(len(self.classes) + 1, np.int64))
 
     def text(self) -> str:
-        """The report for a terminal: problems first, then each class's share of the labelled pixels."""
-        lines = [f"{self.root} as {self.dataset}: {self.pairs} images"]
+        """The report for a terminal: what would be trained, problems, then each class's share of the pixels."""
+        names = self.classes.names
+        lines = [f"{self.root} as {self.dataset}: {self.pairs} images, {len(names)} classes of {self.classes.name}"]
         for title, problems in (("problem", self.fatal), ("note", self.warnings)):
             lines += [f"  {title}: {p}" for p in problems[:LINES_SHOWN]]
             if len(problems) > LINES_SHOWN:
@@ -37,55 +47,97 @@ class Report:
         total = self.pixels.sum()
         if total:
             shares = 100 * self.pixels / total
+            wide = max(14, *(len(name) for name in names))
             lines.append("  share of pixels")
             lines += [
-                f"    {name:<14} {share:7.3f} %" if share else f"    {name:<14}  absent"
-                for name, share in zip((*NAMES, "(ignored)"), shares)
+                f"    {name:<{wide}} {share:7.3f} %" if share else f"    {name:<{wide}}  absent"
+                for name, share in zip((*names, "(ignored)"), shares)
             ]
         lines.append(f"  {len(self.fatal)} problems, {len(self.warnings)} notes")
         return "\n".join(lines)
 
 
 class _Findings(NamedTuple):
+    """What one pair of files gave."""
+
     image: list[str]
     label: list[str]
     size: list[str]
+    notes: list[str]
     pixels: np.ndarray
+    values: frozenset[int]  # stored in a label of one channel
+    digest: str  # of the image file
 
 
-def check_root(root: Path, dataset: str, split: str | None = None) -> Report:
-    """Decode all images and labels of `split`, or of every split that training and scoring read.
+def check_root(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[str] = ()) -> Report:
+    """Decode all images and labels of `splits`, or of every split that training and scoring read.
 
-    Missing, unreadable and strange files are all collected. Labels that adaptation never reads (Cityscapes
-    train) only give notes. A progress bar runs on standard error.
+    Missing, unreadable and strange files are all collected. Labels that adaptation never reads (Cityscapes train) only
+    give notes. Of somebody's own data nothing is taken for known: labels without an image, sizes that differ, a picture
+    in two splits and classes that never occur are problems there. A progress bar runs on standard error.
 
     Args:
         root: the data root.
-        dataset: `gta5`, `cityscapes` or `synthia`.
-        split: a split or list file; None takes the module's `CHECKED`.
+        dataset: a name that `folders.find` knows.
+        splits: splits or list files; empty takes the data set's `checked`.
+
+    Raises:
+        UserError: no such data set, or its labels cannot hold the classes.
     """
-    module = folders.module_of(dataset)
-    report = Report(root, dataset)
-    for part in [split] if split else module.CHECKED:
-        try:
-            samples = module.scan(root, part)
-        except UserError as error:
-            report.fatal.append(str(error))
-            continue
-        label_problems = report.fatal if module.CHECKED.get(part, True) else report.warnings
+    found_set = folders.find(dataset)
+    scheme = found_set.scheme(classes)
+    report = Report(root, dataset, classes)
+    values: set[int] = set()
+    seen: dict[str, dict[str, Path]] = defaultdict(dict)  # digest -> split -> image
+    for split, samples in _scans(report, found_set, splits).items():
+        own_problems = report.fatal if found_set.own else report.warnings
+        label_problems = report.fatal if found_set.checked.get(split, True) else report.warnings
         missing = folders.missing_labels(samples)
         label_problems += [f"{s.label}: missing, the label of {s.image}" for s in missing]
-        if split is None:
-            report.warnings += [f"{path}: a label without an image" for path in _orphans(samples)]
+        if not splits:
+            own_problems += [f"{path}: a label without an image" for path in _orphans(samples)]
         lost = {s.name for s in missing}
         samples = [s._replace(label=None) if s.name in lost else s for s in samples]
-        for found in _examine_all(samples, dataset, part):
+        pixels = np.zeros(len(classes) + 1, np.int64)
+        for sample, found in zip(samples, _examine_all(samples, dataset, classes, split)):
             report.pairs += 1
             report.fatal += found.image
             label_problems += found.label
-            report.warnings += found.size
-            report.pixels += found.pixels
+            own_problems += found.size
+            report.warnings += found.notes
+            pixels += found.pixels
+            values |= found.values
+            seen[found.digest].setdefault(split, sample.image)
+        report.by_split[split] = pixels
+        if pixels.any() and not pixels[:-1].any():
+            label_problems.append(f"{split}: no pixel of any label belongs to a class of {classes.name}; label some")
+        if found_set.own:
+            report.fatal += [
+                f"{split}: {name} never occurs; label some, or take it out of the class list"
+                for name, count in zip(classes.names, pixels)
+                if not count and pixels.any()
+            ]
+    both = (list(images.values()) for digest, images in seen.items() if digest and len(images) > 1)
+    (report.fatal if found_set.own else report.warnings).extend(
+        f"{images[0]} and {images[1]}: the same picture in two splits; take it out of one" for images in both
+    )
+    hints, notes = _misread(values, scheme, classes)
+    report.fatal[:0] = hints
+    report.warnings[:0] = notes
     return report
+
+
+def _scans(report: Report, dataset: DataSet, splits: Sequence[str]) -> dict[str, list[Sample]]:
+    """The samples of each split; of somebody's own data those that are there, if any is."""
+    found, problems = {}, []
+    for split in splits or dataset.checked:
+        try:
+            found[split] = dataset.scan(report.root, split, True)
+        except UserError as error:
+            problems.append(str(error))
+    report.fatal += problems[:1] if dataset.own and not splits and not found else []
+    report.fatal += problems if splits or not dataset.own else []
+    return found
 
 
 def _orphans(samples: list[Sample]) -> list[Path]:
@@ -96,29 +148,117 @@ def _orphans(samples: list[Sample]) -> list[Path]:
     return sorted(p for p in found if p not in expected)
 
 
-def _examine_all(samples: list[Sample], dataset: str, split: str) -> Iterable[_Findings]:
+def _misread(values: set[int], scheme: Scheme, classes: LabelSpace) -> tuple[list[str], list[str]]:
+    """What the values of all labels together tell: problems, and notes."""
+    if scheme.table is None or not values:
+        return [], []
+    numbers = set(range(len(classes)))
+    stored = scheme.stored[: len(classes)].tolist()
+    strange = {value for value in values if not scheme.known[value]}
+    used = values - {IGNORE}
+    if values == {0, 255} and 255 not in stored:
+        return [
+            f"labels hold only 0 and 255, and 255 is void in {scheme.title}: only {classes.names[0]} would be trained; "
+            "give the class that 255 stands for that value in the class list (da/classes/binary.yaml shows how)"
+        ], []
+    if strange and stored == sorted(numbers) and used and max(used) == len(classes) and min(strange) == len(classes):
+        return [
+            f"labels hold 1 to {len(classes)}: 0 seems to be void, but is {classes.names[0]} in {scheme.title}; give "
+            "the class list a column that begins at 1, with void: [0]"
+        ], []
+    if (
+        stored == [n + 1 for n in range(len(classes))]
+        and len(classes) not in values
+        and 0 in values
+        and IGNORE in values
+    ):
+        return [
+            f"labels hold 0 to {max(used)} and 255: they seem to begin at 0, but 0 is void in {scheme.title}; use "
+            "ids: trainids"
+        ], []
+    known = np.flatnonzero(scheme.known)
+    near = [value for value in strange if np.abs(known - value).min() <= NEAR]
+    if len(strange) >= 8 and len(near) >= 0.5 * len(strange):
+        return [
+            f"{len(strange)} values that {scheme.title} does not know, {len(near)} of them close to known ones: labels "
+            "were stored with loss (JPEG) or resized smoothly; make them again as PNG, resized to the nearest pixel"
+        ], []
+    if used and used <= numbers and max(stored) >= len(classes) and stored != sorted(numbers):
+        return [], [
+            f"no value above {len(classes) - 1} occurs in any label: they look like {TRAIN_IDS} (class numbers), "
+            f"but are read as {scheme.title}"
+        ]
+    return [], []
+
+
+def _examine_all(samples: list[Sample], dataset: str, classes: LabelSpace, split: str) -> Iterable[_Findings]:
     workers = min(os.cpu_count() or 1, 16)
     with ProcessPoolExecutor(workers) as pool:
-        found = pool.map(partial(_examine, dataset), samples, chunksize=max(1, min(16, len(samples) // workers)))
+        chunk = max(1, min(16, len(samples) // workers))
+        found = pool.map(partial(_examine, dataset, classes), samples, chunksize=chunk)
         yield from folders.progress(found, f"{dataset} {split}", len(samples), "pair")
 
 
-def _examine(dataset: str, sample: Sample) -> _Findings:
+def _examine(dataset: str, classes: LabelSpace, sample: Sample) -> _Findings:
     """Decode one pair."""
-    found = _Findings([], [], [], np.zeros(NUM_CLASSES + 1, np.int64))
+    found = _Findings([], [], [], [], np.zeros(len(classes) + 1, np.int64), frozenset(), _digest(sample.image))
     image = label = None
     try:
         image = folders.read_image(sample.image)
     except UserError as error:
         found.image.append(str(error))
+    else:
+        if folders.is_turned(sample.image):
+            found.notes.append(f"{sample.image}: its EXIF orientation is not followed; its pixels are taken as stored")
+    if sample.label is None:
+        return found
     try:
-        label = folders.module_of(dataset).read_label(sample.label) if sample.label else None
+        label = folders.find(dataset).read_label(sample.label, classes)
     except UserError as error:
-        found.label.append(str(error))
-    if label is not None:
+        found.label.append(_explained(str(error), sample.label, classes))
+    else:
         counts = np.bincount(label.ravel(), minlength=IGNORE + 1)
-        found.pixels[:] = [*counts[:NUM_CLASSES], counts[IGNORE]]
+        found.pixels[:] = [*counts[: len(classes)], counts[IGNORE]]
         if image is not None and label.shape != image.shape[:2]:
             sizes = f"{label.shape[1]}x{label.shape[0]}, its image {image.shape[1]}x{image.shape[0]}"
-            found.size.append(f"{sample.label}: {sizes}; training resizes the label")
-    return found
+            turned = label.shape == image.shape[1::-1]
+            (found.label if turned else found.size).append(
+                f"{sample.label}: {sizes}; " + ("one of them is turned" if turned else "training resizes the label")
+            )
+    return found._replace(values=_values(sample.label))
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:  # told by whoever decodes it
+        return ""
+
+
+def _values(path: Path) -> frozenset[int]:
+    """The values of a label of one channel that lie below 256."""
+    try:
+        stored = folders.read_stored(path)
+    except UserError:
+        return frozenset()
+    return (
+        frozenset(value for value in np.unique(stored).tolist() if 0 <= value < 256)
+        if stored.ndim == 2
+        else frozenset()
+    )
+
+
+def _explained(message: str, path: Path, classes: LabelSpace) -> str:
+    """What a person may do about a label that is a picture."""
+    try:
+        stored = folders.read_stored(path)
+    except UserError:
+        return message
+    if stored.ndim != 3 or stored.shape[-1] < 3 or "channel" not in message:
+        return message
+    rgb = stored[..., :3]
+    if (rgb == rgb[..., :1]).all():
+        return f"{message}; its channels are equal: store one of them"
+    if set(np.unique(pack(rgb)).tolist()) <= classes.scheme("colors").colors.keys():
+        return f"{message}; its colours are those of the classes: say stored_as: colors in the class list"
+    return f"{message}; store class numbers, or give each class its colour and say stored_as: colors in the class list"

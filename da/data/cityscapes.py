@@ -10,17 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from da.data import folders
-from da.data.folders import Sample
-from da.labels import CITYSCAPES_IDS, CITYSCAPES_TO_TRAIN, TRAIN_IDS, TRAIN_TO_TRAIN
+from da.data.folders import DataSet, Sample
+from da.labels import TRAIN_IDS, LabelSpace, Scheme
 
 SPLITS = ("train", "val", "test")
 CHECKED = {"train": False, "val": True}  # adaptation never reads target train labels
-ROOT = "CITYSCAPES_ROOT"
+TREE = "leftImg8bit/{train,val}/<city>/*_leftImg8bit.png  gtFine/{train,val}/<city>/*_gtFine_labelIds.png"
 
 _IMAGE = "_leftImg8bit.png"
 _IDS, _TRAIN_IDS = "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
-_TABLE = folders.strict_table(CITYSCAPES_TO_TRAIN, CITYSCAPES_IDS)
-_TRAIN_TABLE = folders.strict_table(TRAIN_TO_TRAIN, TRAIN_IDS)
 
 
 def index(root: Path, split: str, with_labels: bool = True) -> list[Sample]:
@@ -34,7 +32,7 @@ def index(root: Path, split: str, with_labels: bool = True) -> list[Sample]:
     Raises:
         UserError: no images, missing labels, no such split.
     """
-    return folders.require_labels(scan(root, split, with_labels), root, ROOT)
+    return DATASET.index(root, split, with_labels)
 
 
 def scan(root: Path, split: str, with_labels: bool = True) -> list[Sample]:
@@ -44,10 +42,11 @@ def scan(root: Path, split: str, with_labels: bool = True) -> list[Sample]:
     found = []
     for city in sorted(images.glob(f"{'*' if names else split}/*")):
         stems = [n.removesuffix(_IMAGE) for n in sorted(folders.files_in(city)) if n.endswith(_IMAGE)]
+        folders.require_files(city, [f"{n}{_IMAGE}" for n in stems])
         labels = _label_files(root, city, stems) if with_labels else [None] * len(stems)
         found += [Sample(n, city / f"{n}{_IMAGE}", label) for n, label in zip(stems, labels)]
     if not found:
-        raise folders.wrong_root(root, f"no images in leftImg8bit/{'' if names else split + '/'}", ROOT)
+        raise folders.wrong_root(root, f"no images in leftImg8bit/{'' if names else split + '/'}", TREE)
     return folders.select(found, names, root, split) if names else found
 
 
@@ -64,12 +63,21 @@ def _label_files(root: Path, city: Path, stems: list[str]) -> list[Path | None]:
     return [folder / f"{n}{_TRAIN_IDS if only else _IDS}" for n, only in zip(stems, only_train_ids)]
 
 
-def read_label(path: Path) -> np.ndarray:
+def scheme(classes: LabelSpace) -> Scheme:
+    """How the ids stand for `classes`."""
+    return classes.scheme("cityscapes")
+
+
+def read_label(path: Path, classes: LabelSpace) -> np.ndarray:
     """A `labelIds` or `labelTrainIds` file (told apart by its name) as (H, W) uint8 trainIds, 255 = ignore.
 
     Raises:
         UserError: the file cannot be decoded, or holds an id that is none.
     """
-    if path.name.endswith("labelTrainIds.png"):
-        return folders.to_train_ids(folders.read_stored(path), _TRAIN_TABLE, path, "Cityscapes trainIds")
-    return folders.to_train_ids(folders.read_stored(path), _TABLE, path, "Cityscapes ids")
+    trainids = path.name.endswith("labelTrainIds.png")
+    return folders.to_train_ids(
+        folders.read_stored(path), classes.scheme(TRAIN_IDS) if trainids else scheme(classes), path
+    )
+
+
+DATASET = DataSet("cityscapes", SPLITS, CHECKED, "${CITYSCAPES_ROOT}", TREE, scan, scheme, read_label)

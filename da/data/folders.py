@@ -1,25 +1,26 @@
 """What the data sets share: pairing images with label files on disk, and decoding both without losing an id.
 
-A data set is a module of this package, found by its name, that offers
+A data set is a `DataSet`: found by its name, that of a module of this package or of a description in `da/data/sets`,
+or by the path of another description (see `da.data.described`).
 
-    scan(root, split, with_labels)    samples as the image folder and the split say, label files not looked for
-    index(root, split, with_labels)   the same, every label file present
-    read_label(path)                  (H, W) uint8 trainIds
-    CHECKED                           the splits `data check` walks, and whether their labels are needed
-
-8-bit RGB PNGs are decoded with OpenCV, which is faster, once their checksums are found right (it takes a damaged
-PNG in silence). Everything else is read with Pillow, labels always: OpenCV loses palette indices.
+Pixels are taken as they are stored, of images and labels alike: an EXIF orientation is not followed. 8-bit RGB PNGs are
+decoded with OpenCV, which is faster, once their checksums are found right (it takes a damaged PNG in silence).
+Everything else is read with Pillow, labels always: OpenCV loses palette indices. Grey pictures of 16 bits or floats are
+brought to 8 bits.
 """
 
+import functools
 import importlib
 import io
 import json
 import os
+import re
+import stat
 import sys
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import cv2
@@ -27,15 +28,20 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from da.config import FOLDER_TREES, UserError
+from da.config import UserError
+from da.labels import IGNORE, UNKNOWN, LabelSpace, Scheme, pack
 
 T = TypeVar("T")
-UNKNOWN = 254  # mark inside look-up tables: neither a trainId nor IGNORE
+BUILT_IN = ("cityscapes", "gta5", "synthia")  # modules of this package with a `DATASET`
 STAMP = "translation.json"  # in a translated data root: what its pictures were made from
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif")
+MAX_PIXELS = 2**30  # of one picture: OpenCV's own limit
 _PNG, _RGB_8 = b"\x89PNG\r\n\x1a\n", bytes([8, 2])  # signature; bit depth and colour type in the header
-# What Pillow raises on missing, truncated or damaged files, depending on where the damage lies.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_ORIENTATION = 0x0112  # the EXIF tag
+# What Pillow and OpenCV raise on missing, truncated or damaged files, depending on where the damage lies.
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, cv2.error, MemoryError)
+
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice as many, and would warn of fewer
 
 
 class Sample(NamedTuple):
@@ -44,24 +50,94 @@ class Sample(NamedTuple):
     label: Path | None  # None: labels were not asked for
 
 
+@dataclass(frozen=True)
+class DataSet:
+    """How a data set lies on disk.
+
+    Attributes:
+        name: what settings call it; the path of a description that is not shipped.
+        splits: their names; a list file is a split too.
+        checked: the splits that `data check` walks, and whether their labels are needed.
+        root: where it lies if a setting does not say, as a rule `${NAME_ROOT}`; "" where it has none.
+        tree: what a root holds, in words.
+        scan: (root, split, with_labels) -> samples as the image folder and the split say, label files not looked for.
+        scheme: the scheme that a label file follows.
+        read_label: (path, classes) -> (H, W) uint8 trainIds.
+        lists: files below the root that name the samples of splits.
+        own: whether it is somebody's own, so that `data check` takes nothing about it for known.
+        version: of a description, changes with its text.
+    """
+
+    name: str
+    splits: tuple[str, ...]
+    checked: Mapping[str, bool]
+    root: str
+    tree: str
+    scan: Callable[[Path, str, bool], list[Sample]]
+    scheme: Callable[[LabelSpace], Scheme]
+    read_label: Callable[[Path, LabelSpace], np.ndarray]
+    lists: tuple[str, ...] = ()
+    own: bool = False
+    version: str = ""
+
+    def index(self, root: Path, split: str, with_labels: bool = True) -> list[Sample]:
+        """`scan`, every label file present.
+
+        Raises:
+            UserError: no images, missing labels, no such split.
+        """
+        return require_labels(self.scan(root, split, with_labels), root, self.tree)
+
+
+def known() -> list[str]:
+    """Names of the data sets that need no file of one's own."""
+    from da.data import described
+
+    return sorted([*BUILT_IN, *described.shipped()])
+
+
+def is_description(name: str) -> bool:
+    """Whether a data set is named by the path of its description."""
+    return name.endswith((".yaml", ".yml"))
+
+
+@functools.lru_cache(maxsize=64)
+def find(name: str) -> DataSet:
+    """The data set called `name`.
+
+    Raises:
+        UserError: there is none, or its description has mistakes.
+    """
+    if name in BUILT_IN:
+        found: DataSet = importlib.import_module(f"da.data.{name}").DATASET
+        return found
+    from da.data import described
+
+    return described.find(name)
+
+
 def progress(items: Iterable[T], title: str, total: int, unit: str) -> Iterable[T]:
     """`items` with a bar on standard error: moving on a terminal, a line every 30 seconds in a log."""
     return tqdm(items, title, total, mininterval=0.1 if sys.stderr.isatty() else 30.0, unit=unit)
 
 
 def cache_root() -> Path:
-    """Where what was rendered or decoded once is kept: `$DA_CACHE`, or `~/.cache/da`."""
-    return Path(os.environ.get("DA_CACHE") or Path.home() / ".cache" / "da")
+    """Where what was rendered or decoded once is kept: `$DA_CACHE`, or `~/.cache/da`.
+
+    Raises:
+        UserError: this user has no home folder.
+    """
+    if chosen := os.environ.get("DA_CACHE"):
+        return Path(chosen)
+    try:
+        return Path.home() / ".cache" / "da"
+    except RuntimeError as error:
+        raise UserError("this user has no home folder; set DA_CACHE to a folder for what is decoded once") from error
 
 
-def module_of(dataset: str) -> ModuleType:
-    """The module of the data set `dataset` (`gta5`, `cityscapes`, `synthia`)."""
-    return importlib.import_module(f"da.data.{dataset}")
-
-
-def wrong_root(root: Path, problem: str, variable: str) -> UserError:
-    """The error for a data root that lacks something; `variable` names the tree in `FOLDER_TREES`."""
-    return UserError(f"{root}: {problem}; expected a folder that holds  {FOLDER_TREES[variable]}")
+def wrong_root(root: Path, problem: str, tree: str) -> UserError:
+    """The error for a data root that lacks something; `tree` says what it should hold."""
+    return UserError(f"{root}: {problem}; expected a folder that holds  {tree}")
 
 
 def read_stamp(root: Path) -> dict[str, Any]:
@@ -83,39 +159,85 @@ def read_stamp(root: Path) -> dict[str, Any]:
 
 
 def files_in(folder: Path) -> set[str]:
-    """The file names in `folder`, read in one listing; empty where there is no such folder."""
-    return set(os.listdir(folder)) if folder.is_dir() else set()
+    """The file names in `folder`, read in one listing, hidden ones left out; empty where there is no such folder."""
+    return {n for n in os.listdir(folder) if not n.startswith(".")} if folder.is_dir() else set()
 
 
-def flat_samples(root: Path, images: str, labels: str, variable: str, with_labels: bool) -> list[Sample]:
+def stem(name: str) -> str:
+    """A file name without the suffix of a picture; other dots belong to the name."""
+    base, dot, suffix = name.rpartition(".")
+    return base if dot + suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def flat_samples(root: Path, images: str, labels: str, tree: str, with_labels: bool) -> list[Sample]:
     """Samples of a layout with one image folder and one label folder, whose files share their stem.
 
     Raises:
-        UserError: `root` has no such image folder, or there is no image in it.
+        UserError: `root` has no such image folder, there is no image in it, or something else than a file.
     """
     names = sorted(n for n in files_in(root / images) if n.lower().endswith(IMAGE_SUFFIXES))
     if not names:
-        raise wrong_root(root, f"no images in {images}/", variable)
+        raise wrong_root(root, f"no images in {images}/", tree)
+    require_files(root / images, names)
     folder = root / labels
-    return [
-        Sample(Path(n).stem, root / images / n, folder / f"{Path(n).stem}.png" if with_labels else None) for n in names
-    ]
+    by_stem = {stem(n): n for n in files_in(folder) if n.lower().endswith(".png")} if with_labels else {}
+    labelled = (folder / by_stem.get(stem(n), f"{stem(n)}.png") if with_labels else None for n in names)
+    return [Sample(stem(n), root / images / n, label) for n, label in zip(names, labelled)]
+
+
+def require_files(folder: Path, names: Iterable[str]) -> None:
+    """
+    Raises:
+        UserError: one of `names` in `folder` is a pipe, a socket or a device, which would be waited for.
+    """
+    wanted = set(names)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name in wanted and not entry.is_file() and _is_special(entry.path):
+                raise UserError(f"{entry.path}: a pipe, socket or device, not a picture; take it out of the folder")
+
+
+def _is_special(path: str) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # a dangling link, which is reported where it is read
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty, with or without byte-order mark and Windows' line ends.
+
+    Raises:
+        UserError: it cannot be read, or is no UTF-8.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape" if os.name == "posix" else "strict")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if "\0" in text:
+        raise UserError(f"{path}: not a text in UTF-8; save it as UTF-8")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def list_file(root: Path, split: str) -> Path | None:
+    """The list file that `split` names: a path, or a path below `root`."""
+    return next((path for path in (Path(split).expanduser(), root / split) if path.is_file()), None)
 
 
 def read_list(root: Path, split: str, known: Sequence[str]) -> list[str]:
     """The sample names in the list file `split` (a path, or a path below `root`): one a line, or file names.
 
     Raises:
-        UserError: `split` is neither a file nor one of the `known` splits, or the list is empty.
+        UserError: `split` is neither a file nor one of the `known` splits, or the list is empty or no text.
     """
-    for path in (Path(split).expanduser(), root / split):
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8").split("\n")
-            names = [Path(line.strip()).stem.removesuffix("_leftImg8bit") for line in lines if line.strip()]
-            if not names:
-                raise UserError(f"{path}: the list names no image; write one image name a line")
-            return names
-    raise UserError(f"split {split!r} of {root}: give {', '.join(known)}, or an existing file with one name a line")
+    path = list_file(root, split)
+    if path is None:
+        raise UserError(f"split {split!r} of {root}: give {', '.join(known)}, or an existing file with one name a line")
+    names = [stem(re.split(r"[/\\]", line)[-1]).removesuffix("_leftImg8bit") for line in read_lines(path)]
+    if not names:
+        raise UserError(f"{path}: the list names no image; write one image name a line")
+    return names
 
 
 def select(samples: list[Sample], names: Sequence[str], root: Path, source: str) -> list[Sample]:
@@ -133,7 +255,7 @@ def missing_labels(samples: list[Sample]) -> list[Sample]:
     return [s for s in samples if s.label and s.label.name not in there[s.label.parent]]
 
 
-def require_labels(samples: list[Sample], root: Path, variable: str) -> list[Sample]:
+def require_labels(samples: list[Sample], root: Path, tree: str) -> list[Sample]:
     """`samples`, unless a label file is missing.
 
     Raises:
@@ -142,17 +264,19 @@ def require_labels(samples: list[Sample], root: Path, variable: str) -> list[Sam
     missing = missing_labels(samples)
     if missing:
         problem = f"{len(missing)} of {len(samples)} images have no label file, first {missing[0].label}"
-        raise wrong_root(root, problem, variable)
+        raise wrong_root(root, problem, tree)
     return samples
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return UserError(f"{path}: cannot be decoded ({reason}); copy the file again")
+    if isinstance(error, Image.DecompressionBombError):
+        return UserError(f"{path}: claims more than {MAX_PIXELS:,} pixels; cut it into smaller pictures")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip().split("\n")[0]
+    return UserError(f"{path}: cannot be decoded ({reason or type(error).__name__}); copy the file again")
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image as (H, W, 3) uint8 RGB.
+    """An image as (H, W, 3) uint8 RGB, as it is stored.
 
     Raises:
         UserError: the file is missing, truncated or damaged.
@@ -167,16 +291,39 @@ def read_image(path: Path) -> np.ndarray:
                 raise ValueError("damaged PNG")
             return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB, dst=bgr)
         with Image.open(io.BytesIO(data)) as image:
-            return np.array(image.convert("RGB"))
+            return to_rgb(image)
     except DECODE_ERRORS as error:
         raise unreadable(path, error) from error
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """A picture as (H, W, 3) uint8 RGB: grey is repeated, transparency dropped, 16 bits and floats (of white 1, 255 or
+    65535) brought to 8 bits."""
+    if not image.mode.startswith(("I", "F")):
+        return np.array(image.convert("RGB"))
+    grey = np.nan_to_num(np.asarray(image, np.float32))  # `convert` would clip it
+    white = 1 if image.mode == "F" and grey.max() <= 1 else 255 if grey.max() <= 255 else 65535
+    grey = np.rint(grey * (255 / white)).clip(0, 255)
+    return np.repeat(grey.astype(np.uint8)[..., None], 3, 2)
+
+
+def is_turned(path: Path) -> bool:
+    """Whether a picture asks by its EXIF orientation to be shown turned or mirrored."""
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+    except Exception:  # Pillow stumbles over damaged metadata in many ways; the pixels may still be whole
+        return False
 
 
 def _check_png(data: bytes) -> None:
     """
     Raises:
         ValueError: a chunk's checksum is wrong, or the last chunk is missing.
+        DecompressionBombError: the header claims too many pixels.
     """
+    if int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big") > MAX_PIXELS:
+        raise Image.DecompressionBombError
     at, kind = len(_PNG), b""
     while at < len(data) and kind != b"IEND":
         length = int.from_bytes(data[at : at + 4], "big")
@@ -189,35 +336,63 @@ def _check_png(data: bytes) -> None:
 
 
 def read_stored(path: Path) -> np.ndarray:
-    """A label file's values as they are stored: (H, W) ids or palette indices, or (H, W, 3 or 4) colours.
+    """A label file's values as they are stored: (H, W) ids or palette indices, or (H, W, 2 to 4) of a picture.
 
     Raises:
         UserError: the file is missing, truncated or damaged.
     """
     try:
+        with path.open("rb") as file:
+            header = file.read(26)
         with Image.open(path) as image:
-            return np.asarray(image)
+            stored = np.asarray(image)
     except DECODE_ERRORS as error:
         raise unreadable(path, error) from error
+    depth, kind = header[24:26] if header.startswith(_PNG) and len(header) == 26 else (8, 0)
+    if kind == 0 and depth < 8:  # grey of 1, 2 or 4 bits, which Pillow spreads over 0 to 255
+        stored = stored.astype(np.uint8) // (1 if depth == 1 else 255 // (2**depth - 1))
+    return stored.astype(np.uint8) if stored.dtype == bool else stored
 
 
-def strict_table(table: np.ndarray, known: frozenset[int]) -> np.ndarray:
-    """A 256-entry id -> trainId table with `UNKNOWN` wherever the data set has no such id."""
-    return np.where(np.isin(np.arange(256), sorted(known)), table, UNKNOWN).astype(np.uint8)
-
-
-def to_train_ids(ids: np.ndarray, table: np.ndarray, path: Path, kind: str) -> np.ndarray:
-    """Map (H, W) stored ids through a `strict_table` to (H, W) uint8 trainIds.
+def to_train_ids(stored: np.ndarray, scheme: Scheme, path: Path) -> np.ndarray:
+    """Map stored ids (H, W), or colours (H, W, 3 or 4) where the scheme has colours, to (H, W) uint8 trainIds.
 
     Raises:
-        UserError: `path` is a picture instead of an id map, or holds ids that `kind` does not know.
+        UserError: `path` is a picture instead of an id map, or holds ids or colours that the scheme does not know.
     """
-    if ids.ndim != 2:
-        raise UserError(f"{path}: a {ids.shape[-1]}-channel picture; expected one channel of {kind}")
+    if scheme.table is None:
+        return _colors_to_train_ids(stored, scheme, path)
+    if stored.ndim != 2:
+        raise UserError(f"{path}: a {stored.shape[-1]}-channel picture; expected one channel of {scheme.title}")
+    ids = stored
     if ids.dtype != np.uint8:
-        ids = np.where(ids > 255, UNKNOWN, ids).astype(np.uint8)
-    train_ids: np.ndarray = cv2.LUT(ids, table)
-    if (train_ids == UNKNOWN).any():
-        strange = np.unique(ids[train_ids == UNKNOWN]).tolist()
-        raise UserError(f"{path}: {', '.join(map(str, strange[:8]))} are not {kind}; is it another data set's label?")
+        ids = np.where((ids >= 0) & (ids < 256), ids, 0).astype(np.uint8)
+    train_ids: np.ndarray = cv2.LUT(ids, scheme.table)
+    if (train_ids == UNKNOWN).any() or ids is not stored:
+        strange = [
+            value for value in np.unique(stored).tolist() if not 0 <= value < 256 or not scheme.known[int(value)]
+        ]
+        if strange:
+            raise UserError(
+                f"{path}: {', '.join(map(str, strange[:8]))} are not {scheme.title}; is it another data set's label?"
+            )
     return train_ids
+
+
+def _colors_to_train_ids(stored: np.ndarray, scheme: Scheme, path: Path) -> np.ndarray:
+    if stored.ndim != 3 or stored.shape[-1] < 3:
+        channels = 1 if stored.ndim == 2 else stored.shape[-1]
+        raise UserError(f"{path}: {channels} channel(s) of values; expected a picture in {scheme.title}")
+    packed = pack(stored[..., :3])
+    train_ids: np.ndarray = scheme.color_table[packed]
+    if (train_ids == UNKNOWN).any():
+        strange = [c for c in np.unique(packed[train_ids == UNKNOWN]).tolist() if c not in scheme.colors]
+        if strange:
+            rgb = (strange[0] >> 16, strange[0] >> 8 & 255, strange[0] & 255)
+            raise UserError(f"{path}: {rgb} is none of the {scheme.title}")
+    return train_ids
+
+
+def has_labels(label: np.ndarray) -> bool:
+    """Whether a pixel of (H, W) trainIds belongs to a class."""
+    return bool((label != IGNORE).any())

@@ -12,6 +12,7 @@ The cache of one root at one size is a folder with
 
 import hashlib
 import json
+import os
 import warnings
 import zlib
 from pathlib import Path
@@ -25,6 +26,7 @@ from torchvision.transforms.v2 import functional as F
 from da.config import UserError
 from da.data import folders
 from da.data.folders import Sample
+from da.labels import DEFAULT, LabelSpace
 
 FACTS = "cache.json"
 VERSION = 1  # of the files above and of how a frame is made; another version's cache is refused
@@ -61,13 +63,13 @@ class Cache:
         self._checked: set[str] = set()  # files whose checksum was right
 
     @staticmethod
-    def find(dataset: str, root: Path, size: Size | None) -> "Cache | None":
+    def find(dataset: str, root: Path, size: Size | None, classes: LabelSpace) -> "Cache | None":
         """The cache of `root` at `size` (None: the files' own), None where `data cache` made none.
 
         Raises:
             UserError: there is one, of another version or damaged.
         """
-        folder = cache_folder(dataset, root, size)
+        folder = cache_folder(dataset, root, size, classes)
         return Cache(folder, root) if (folder / FACTS).is_file() else None
 
     def entry(self, path: Path) -> Entry | None:
@@ -103,9 +105,9 @@ class Cache:
 class Frames:
     """The frames of one root at one size: from the cache where it holds them, else decoded."""
 
-    def __init__(self, dataset: str, root: Path, size: Size | None) -> None:
-        self.dataset, self.size = dataset, size
-        self.cache = Cache.find(dataset, root, size)
+    def __init__(self, dataset: str, root: Path, size: Size | None, classes: LabelSpace) -> None:
+        self.dataset, self.size, self.classes = dataset, size, classes
+        self.cache = Cache.find(dataset, root, size, classes)
         self.warned = False
 
     def read(self, sample: Sample) -> Frame:
@@ -119,6 +121,12 @@ class Frames:
             if image is not None and (label is not None or sample.label is None):
                 return Frame(image.permute(2, 0, 1), label)
         return self.decode(sample)
+
+    def label(self, sample: Sample) -> np.ndarray:
+        """A sample's label, (H, W) uint8 trainIds at any size."""
+        assert sample.label
+        found = self.cache.read(sample.label) if self.cache else None
+        return folders.find(self.dataset).read_label(sample.label, self.classes) if found is None else found.numpy()
 
     def decode(self, sample: Sample) -> Frame:
         """The frame from the sample's files: images bicubic with antialiasing, labels nearest.
@@ -135,10 +143,15 @@ class Frames:
         return Frame(image, label)
 
     def _label(self, path: Path, image: torch.Tensor) -> torch.Tensor:
-        """The label at the image's size: some GTA5 pairs differ by a few lines, and the image is right."""
-        label = torch.from_numpy(folders.module_of(self.dataset).read_label(path))
+        """The label at the image's size: some GTA5 pairs differ by a few lines, and the image is right.
+
+        Raises:
+            UserError: width and height are exchanged.
+        """
+        label = torch.from_numpy(folders.find(self.dataset).read_label(path, self.classes))
         if label.shape == image.shape[1:]:
             return label
+        require_upright(path, (label.shape[0], label.shape[1]), (image.shape[1], image.shape[2]))
         if not self.warned:
             sizes = f"{tuple(label.shape)} instead of {tuple(image.shape[1:])}"
             warnings.warn(f"{path}: label of size {sizes}; such labels of {path.parent} are resized", stacklevel=2)
@@ -146,11 +159,24 @@ class Frames:
         return _nearest(label, image.shape[1], image.shape[2])
 
 
-def cache_folder(dataset: str, root: Path, size: Size | None) -> Path:
-    """Where the cache of `root` at `size` lies, whether it exists or not."""
-    place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
+def require_upright(path: Path, label: tuple[int, int], image: tuple[int, int]) -> None:
+    """
+    Raises:
+        UserError: the label at `path` has the (height, width) of its image exchanged.
+    """
+    if label != image and label == image[::-1]:
+        raise UserError(
+            f"{path}: {label[1]}x{label[0]}, its image {image[1]}x{image[0]}: one of them is turned (pixels are taken "
+            "as they are stored, without the EXIF orientation); store both alike"
+        )
+
+
+def cache_folder(dataset: str, root: Path, size: Size | None, classes: LabelSpace) -> Path:
+    """Where the cache of `root` at `size` with labels of `classes` lies, whether it exists or not."""
+    made_by = (folders.find(dataset).version, "" if classes.dump() == DEFAULT else repr(classes.dump()))
+    place = hashlib.sha256(os.fsencode(root.resolve()) + "".join(made_by).encode()).hexdigest()[:8]
     scale = "x".join(map(str, size)) if size else "own-size"
-    return folders.cache_root() / f"frames-{dataset}-{scale}-{place}"
+    return folders.cache_root() / f"frames-{Path(dataset).stem}-{scale}-{place}"
 
 
 def read_index(folder: Path) -> list[Entry]:

@@ -5,7 +5,6 @@ painted in the Cityscapes colours circulate too; all three are read. Splits: `al
 `test` of `split.mat` (keys trainIds, valIds, testIds, counted from 1), or a list file.
 """
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,11 @@ from scipy.io import loadmat
 
 from da.config import UserError
 from da.data import folders
-from da.data.folders import Sample
-from da.labels import CITYSCAPES_IDS, CITYSCAPES_TO_TRAIN, IGNORE, NUM_CLASSES, PALETTE
+from da.data.folders import DataSet, Sample
+from da.labels import COLORS, LabelSpace, Scheme
 
 SPLITS = ("all", "train", "val", "test")
-CHECKED = {"all": True}
-ROOT = "GTA5_ROOT"
+TREE = "images/00001.png ...  labels/00001.png ..."
 
 # Pairs of the published archive that are missing or do not belong together (IAST-ECCV2020, issue 2): 24,941
 # remain. They are left out of every root of the archive's size; smaller roots are not the archive and keep
@@ -29,13 +27,6 @@ BAD_PAIRS = frozenset(
     for n in range(first, last + 1)
 )
 ARCHIVE_SIZE = 20_000
-
-# Official Cityscapes colours of the classes that are not trained on.
-VOID_COLORS = [
-    *[(0, 0, 0), (111, 74, 0), (81, 0, 81), (250, 170, 160), (230, 150, 140)],  # unlabelled ... rail track
-    *[(180, 165, 180), (150, 100, 100), (150, 120, 90), (0, 0, 90), (0, 0, 110)],  # guard rail ... trailer
-]
-_TABLE = folders.strict_table(CITYSCAPES_TO_TRAIN, CITYSCAPES_IDS)
 
 
 def index(root: Path, split: str, with_labels: bool = True) -> list[Sample]:
@@ -49,12 +40,12 @@ def index(root: Path, split: str, with_labels: bool = True) -> list[Sample]:
     Raises:
         UserError: no images, missing labels, no such split.
     """
-    return folders.require_labels(scan(root, split, with_labels), root, ROOT)
+    return DATASET.index(root, split, with_labels)
 
 
 def scan(root: Path, split: str, with_labels: bool = True) -> list[Sample]:
     """Like `index`, but a `Sample.label` need not exist."""
-    found = folders.flat_samples(root, "images", "labels", ROOT, with_labels)
+    found = folders.flat_samples(root, "images", "labels", TREE, with_labels)
     if split == "all":
         chosen = found
     elif split in SPLITS:
@@ -73,32 +64,19 @@ def _read_split(root: Path, split: str) -> list[str]:
     return [f"{n:05d}" for n in numbers.ravel().tolist()]
 
 
-def read_label(path: Path) -> np.ndarray:
+def scheme(classes: LabelSpace) -> Scheme:
+    """How the ids stand for `classes`."""
+    return classes.scheme("cityscapes")
+
+
+def read_label(path: Path, classes: LabelSpace) -> np.ndarray:
     """A label file of any of the three kinds as (H, W) uint8 trainIds, 255 = ignore.
 
     Raises:
-        UserError: the file cannot be decoded, or holds an id or a colour that Cityscapes does not know.
+        UserError: the file cannot be decoded, or holds an id or a colour that `classes` do not know.
     """
     stored = folders.read_stored(path)
-    if stored.ndim == 2:
-        return folders.to_train_ids(stored, _TABLE, path, "Cityscapes ids")
-    rgb = stored[..., :3].astype(np.uint32)
-    train_ids = _color_table()[_pack(rgb)]
-    if (train_ids == folders.UNKNOWN).any():
-        strange = rgb[train_ids == folders.UNKNOWN][0].tolist()
-        raise UserError(f"{path}: {tuple(strange)} is no Cityscapes colour; expected palette PNGs of ids")
-    return train_ids
+    return folders.to_train_ids(stored, scheme(classes) if stored.ndim == 2 else classes.scheme(COLORS), path)
 
 
-def _pack(rgb: np.ndarray) -> np.ndarray:
-    """(..., 3) colours -> (...) one number per colour."""
-    return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
-
-
-@cache
-def _color_table() -> np.ndarray:
-    """(2^24,) uint8: packed colour -> trainId, built when the first colour-coded file is met."""
-    table = np.full(1 << 24, folders.UNKNOWN, np.uint8)
-    table[_pack(np.array(VOID_COLORS, np.uint32))] = IGNORE
-    table[_pack(PALETTE[:NUM_CLASSES].astype(np.uint32))] = np.arange(NUM_CLASSES)
-    return table
+DATASET = DataSet("gta5", SPLITS, {"all": True}, "${GTA5_ROOT}", TREE, scan, scheme, read_label, ("split.mat",))

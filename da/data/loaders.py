@@ -14,36 +14,66 @@ import traceback
 from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PlainSerializer,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 
 from da.config import Section, UserError
 from da.data import folders
-from da.data.frames import Frames
-from da.data.sampler import GlobalBatches, derive_seed, sample_index
+from da.data.frames import Frames, require_upright
+from da.data.sampler import GlobalBatches, derive_seed, few_of, mixed_index, sample_index
 from da.data.transforms import DomainConfig, FolderConfig, Geometry
-from da.labels import IGNORE
+from da.labels import DEFAULT, IGNORE, LabelSpace, label_space
 from da.tune import tune
 
 T = TypeVar("T")
 
 
+# One entry, or a list of them that share a stream by their weights; in files one stands without the list. What stands
+# in brackets is left out of error messages.
+if TYPE_CHECKING:
+    Domains = tuple[DomainConfig, ...]
+else:
+    Domains = Annotated[
+        Annotated[DomainConfig, Tag("(one)")]
+        | Annotated[tuple[DomainConfig, ...], Field(min_length=1), Tag("(several)")],
+        Discriminator(lambda given: "(several)" if isinstance(given, list | tuple) else "(one)"),
+        AfterValidator(lambda entries: entries if isinstance(entries, tuple) else (entries,)),
+        PlainSerializer(lambda entries: entries[0] if len(entries) == 1 else entries),
+    ]
+
+
 class DataConfig(Section):
     """The `data:` section."""
 
-    source: DomainConfig  # labelled images to train on
-    target: DomainConfig | None = None  # unlabelled images to adapt to; its labels are never read
+    classes: LabelSpace = label_space(DEFAULT)  # a name in da/classes, or a YAML file like those
+    source: Domains  # labelled images to train on
+    target: Domains | None = None  # unlabelled images to adapt to; its labels are never read
     val: FolderConfig  # labelled images to score on; the evaluation protocol decides the input size
     batch_size: PositiveInt = 1  # images per domain and update, over all processes and micro-batches
     workers: NonNegativeInt = 2  # loader processes per training process; no effect on the batches
     jitter: float = Field(0.0, ge=0, le=0.5)  # colour jitter strength, applied on the device
     blur: float = Field(0.0, ge=0, le=1)  # probability of Gaussian blur, applied on the device
+
+    @model_validator(mode="after")
+    def _target_without_labels(self) -> "DataConfig":
+        if any(entry.labels for entry in self.target or ()):
+            raise ValueError("target: labels: none of the target's is ever read; leave it out")
+        return self
 
 
 class Batch(NamedTuple):
@@ -92,32 +122,68 @@ def resolve_root(config: FolderConfig) -> Path:
     """
     if config.root != "miniature":
         return Path(config.root).expanduser()
-    if config.dataset == "synthia":
-        raise UserError("root: miniature: the embedded pair is gta5 and cityscapes; synthia needs a real folder")
+    if config.dataset not in ("gta5", "cityscapes"):
+        raise UserError(
+            f"root: miniature: the embedded pair is gta5 and cityscapes; {config.dataset} needs a real folder"
+        )
     from da.data import miniature
 
     return miniature.ensure() / config.dataset
 
 
+class _Entry:
+    """The samples of one entry of a stream."""
+
+    def __init__(self, config: DomainConfig, classes: LabelSpace, with_labels: bool) -> None:
+        root = resolve_root(config)
+        self.samples = folders.find(config.dataset).index(root, config.split, with_labels)
+        if config.labels:
+            if config.labels > len(self.samples):
+                raise UserError(
+                    f"data.source.labels: {config.labels} of {len(self.samples)} images of {root}; give fewer"
+                )
+            self.samples = [self.samples[i] for i in few_of(len(self.samples), config.labels, config.labels_draw)]
+        # One resize serves `size` and a random `scale`: only without the latter is the frame's size a fixed one.
+        size = config.size if config.scale == (1.0, 1.0) else None
+        self.frames = Frames(config.dataset, root, size, classes)
+        self.geometry = Geometry(config)
+
+    def require_a_label(self, title: str) -> None:
+        """
+        Raises:
+            UserError: no pixel of any label file belongs to a class.
+        """
+        if not any(folders.has_labels(self.frames.label(sample)) for sample in self.samples):
+            of = f"{self.frames.dataset} at {self.samples[0].image.parent}"
+            raise UserError(f"{title}: no pixel of {of} has a label of {self.frames.classes.name}; see `data check`")
+
+
 class _Stream:
     """One domain's endless, augmented stream."""
 
-    def __init__(self, config: DomainConfig, name: str, seed: int, with_labels: bool) -> None:
+    def __init__(
+        self, configs: tuple[DomainConfig, ...], classes: LabelSpace, name: str, seed: int, with_labels: bool
+    ) -> None:
         self.name, self.seed = name, seed
-        root = resolve_root(config)
-        self.samples = folders.module_of(config.dataset).index(root, config.split, with_labels)
-        # One resize serves `size` and a random `scale`: only without the latter is the frame's size a fixed one.
-        self.frames = Frames(config.dataset, root, config.size if config.scale == (1.0, 1.0) else None)
-        self.geometry = Geometry(config)
+        self.entries = [_Entry(config, classes, with_labels) for config in configs]
+        self.weights = tuple(config.weight for config in configs)
+        if with_labels:
+            for entry in self.entries:
+                entry.require_a_label(f"data.{name}")
 
     def item(self, n: int) -> _Item:
         """Sample number `n` of the run."""
-        sample = self.samples[sample_index(self.seed, self.name, n, len(self.samples))]
-        image, label = self.frames.read(sample)
+        if len(self.entries) == 1:
+            entry, name, at = self.entries[0], self.name, n
+        else:
+            which, at = mixed_index(self.seed, self.name, n, self.weights)
+            entry, name = self.entries[which], f"{self.name} {which}"
+        sample = entry.samples[sample_index(self.seed, name, at, len(entry.samples))]
+        image, label = entry.frames.read(sample)
         parts = [tv_tensors.Image(image), *([] if label is None else [tv_tensors.Mask(label)])]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(self.seed, self.name, "geometry", n))
-            parts = self.geometry(parts)
+            parts = entry.geometry(parts)
         return _Item(sample.name, parts[0], parts[1] if len(parts) == 2 else None)
 
 
@@ -140,8 +206,8 @@ class _TrainingData(Dataset[Any]):
 
 
 class _ValData(Dataset[Any]):
-    def __init__(self, dataset: str, samples: list[folders.Sample]) -> None:
-        self.dataset, self.samples = dataset, samples
+    def __init__(self, dataset: str, classes: LabelSpace, samples: list[folders.Sample]) -> None:
+        self.dataset, self.classes, self.samples = dataset, classes, samples
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -151,7 +217,8 @@ class _ValData(Dataset[Any]):
         try:
             image = folders.read_image(sample.image)
             if sample.label:
-                train_ids = folders.module_of(self.dataset).read_label(sample.label)
+                train_ids = folders.find(self.dataset).read_label(sample.label, self.classes)
+                require_upright(sample.label, train_ids.shape[:2], image.shape[:2])
             else:
                 train_ids = np.full(image.shape[:2], IGNORE, np.uint8)
             return ValSample(sample.name, _to_tensor(image), torch.from_numpy(train_ids))
@@ -305,11 +372,11 @@ def train_batches(
             a file cannot be decoded, holds unknown ids, or images of one batch differ in size.
     """
     check_batch_size(config, world, accumulate)
-    streams = [_Stream(config.source, "source", seed, with_labels=True)]
+    streams = [_Stream(config.source, config.classes, "source", seed, with_labels=True)]
     if use_target:
         if config.target is None:
             raise UserError("data.target: required, the method adapts to a target domain")
-        streams.append(_Stream(config.target, "target", seed, with_labels=False))
+        streams.append(_Stream(config.target, config.classes, "target", seed, with_labels=False))
     batches = GlobalBatches(config.batch_size, start_step, rank, world, accumulate)
     loaded: Loaded[Batch] = Loaded(_TrainingData(streams), config.workers, batch_sampler=batches, collate_fn=_collate)
     return iter(loaded)
@@ -328,7 +395,12 @@ def check_batch_size(config: DataConfig, world: int, accumulate: int) -> None:
 
 
 def val_samples(
-    config: FolderConfig, rank: int = 0, world: int = 1, workers: int = 2, with_labels: bool = True
+    config: FolderConfig,
+    classes: LabelSpace,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 2,
+    with_labels: bool = True,
 ) -> Loaded[ValSample]:
     """Every `world`-th validation sample from `rank` on, image and label each at its file's own size.
 
@@ -338,9 +410,9 @@ def val_samples(
     Raises:
         UserError: the root, split or a label is missing. While iterating: a file cannot be decoded.
     """
-    samples = folders.module_of(config.dataset).index(resolve_root(config), config.split, with_labels)
+    samples = folders.find(config.dataset).index(resolve_root(config), config.split, with_labels)
     own = samples[rank::world]
-    return Loaded(_ValData(config.dataset, own), workers if own else 0, batch_size=None)
+    return Loaded(_ValData(config.dataset, classes, own), workers if own else 0, batch_size=None)
 
 
 class _Images(Dataset[Any]):

@@ -30,6 +30,40 @@ def sample_index(seed: int, stream: str, n: int, size: int) -> int:
     return int(_permutation(seed, stream, epoch, size)[position])
 
 
+BLOCK = 1000  # samples in which every entry of a mixed stream has its share
+
+
+@lru_cache(maxsize=4)
+def _block(seed: int, stream: str, number: int, weights: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Which entry each sample of a block is of, how many of that entry came before it in the block, and how many
+    samples of a block each entry has."""
+    exact = np.array(weights) * (BLOCK / sum(weights))
+    counts = np.floor(exact).astype(int)
+    counts[np.argsort(counts - exact, kind="stable")[: BLOCK - counts.sum()]] += 1  # the largest remainders
+    ordered = np.repeat(np.arange(len(weights)), counts)
+    order = np.random.default_rng(derive_seed(seed, stream, "mix", number)).permutation(ordered)
+    before = np.empty(BLOCK, int)
+    for entry, count in enumerate(counts):
+        before[order == entry] = np.arange(count)
+    return order, before, counts.tolist()
+
+
+def mixed_index(seed: int, stream: str, n: int, weights: tuple[float, ...]) -> tuple[int, int]:
+    """Which entry sample number `n` of a mixed stream is of, and its number among that entry's samples.
+
+    Each `BLOCK` samples hold the entries in proportion to their weights, in an order of their own.
+    """
+    number, place = divmod(n, BLOCK)
+    order, before, counts = _block(seed, stream, number, weights)
+    entry = int(order[place])
+    return entry, number * counts[entry] + int(before[place])
+
+
+def few_of(size: int, keep: int, draw: int) -> list[int]:
+    """`keep` of `size` places in ascending order: the first of a permutation that `draw` alone decides."""
+    return sorted(np.random.default_rng(derive_seed("labels", draw, size)).permutation(size)[:keep].tolist())
+
+
 class GlobalBatches(Sampler[list[int]]):
     """Endless batch sampler: lists of sample numbers for one rank, `accumulate` micro-batches per update.
 

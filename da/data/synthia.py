@@ -13,14 +13,11 @@ import numpy as np
 from PIL import Image
 
 from da.data import folders
-from da.data.folders import Sample
-from da.labels import SYNTHIA_IDS, SYNTHIA_TO_TRAIN
+from da.data.folders import DataSet, Sample
+from da.labels import LabelSpace, Scheme
 
 SPLITS = ("all",)
-CHECKED = {"all": True}
-ROOT = "SYNTHIA_ROOT"
-
-_TABLE = folders.strict_table(SYNTHIA_TO_TRAIN, SYNTHIA_IDS)
+TREE = "RGB/0000000.png ...  GT/LABELS/0000000.png ..."
 _DEPTH_AND_COLOR = slice(24, 26)  # these two bytes of a PNG header are 16, 2 for 16-bit RGB
 
 
@@ -35,22 +32,27 @@ def index(root: Path, split: str, with_labels: bool = True) -> list[Sample]:
     Raises:
         UserError: no images, missing labels, no such split.
     """
-    return folders.require_labels(scan(root, split, with_labels), root, ROOT)
+    return DATASET.index(root, split, with_labels)
 
 
 def scan(root: Path, split: str, with_labels: bool = True) -> list[Sample]:
     """Like `index`, but a `Sample.label` need not exist."""
-    found = folders.flat_samples(root, "RGB", "GT/LABELS", ROOT, with_labels)
+    found = folders.flat_samples(root, "RGB", "GT/LABELS", TREE, with_labels)
     return found if split == "all" else folders.select(found, folders.read_list(root, split, SPLITS), root, split)
 
 
-def read_label(path: Path) -> np.ndarray:
+def scheme(classes: LabelSpace) -> Scheme:
+    """How the ids stand for `classes`."""
+    return classes.scheme("synthia")
+
+
+def read_label(path: Path, classes: LabelSpace) -> np.ndarray:
     """A 16-bit three-channel or 8-bit one-channel label file as (H, W) uint8 trainIds, 255 = ignore.
 
     Raises:
         UserError: the file cannot be decoded, or holds an id that SYNTHIA does not know.
     """
-    return folders.to_train_ids(_read_ids(path), _TABLE, path, "SYNTHIA ids")
+    return folders.to_train_ids(_read_ids(path), scheme(classes), path)
 
 
 def _read_ids(path: Path) -> np.ndarray:
@@ -60,6 +62,10 @@ def _read_ids(path: Path) -> np.ndarray:
                 return folders.read_stored(path)
         with Image.open(path) as image:
             image.verify()  # checksums: OpenCV 4 decodes a truncated PNG in silence
+        decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+        return np.asarray(decoded)[..., 2]  # OpenCV's order is B, G, R
     except folders.DECODE_ERRORS as error:
         raise folders.unreadable(path, error) from error
-    return np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))[..., 2]  # OpenCV's order is B, G, R
+
+
+DATASET = DataSet("synthia", SPLITS, {"all": True}, "${SYNTHIA_ROOT}", TREE, scan, scheme, read_label)

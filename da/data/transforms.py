@@ -3,24 +3,59 @@
 Randomness comes from torch's global generator; the caller seeds it.
 """
 
-from typing import Any, Literal
+import difflib
+import math
+import os
+import re
+from typing import Any
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from da.config import Section
+from da.config import Section, UserError
+from da.data import folders
 from da.labels import IGNORE
 
 
 class FolderConfig(Section):
     """One split of a data set on disk, as it is."""
 
-    dataset: Literal["gta5", "cityscapes", "synthia"]  # the on-disk layout
-    root: str = Field(min_length=1)  # data folder, or `miniature` for the embedded pair
+    dataset: str  # the on-disk layout: gta5, cityscapes, synthia, a name in da/data/sets, or a description file
+    root: str = Field(
+        "", validate_default=True
+    )  # data folder, or `miniature` for the embedded pair; default: dataset's
     split: str  # a split of the data set, or a list file
+
+    @field_validator("dataset")
+    @classmethod
+    def _known(cls, dataset: str) -> str:
+        known = folders.known()
+        if dataset not in known and not folders.is_description(dataset):
+            near = difflib.get_close_matches(dataset, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}, or a description file (.yaml)"
+            raise ValueError(f"no data set of that name; {hint}")
+        return dataset
+
+    @field_validator("root")
+    @classmethod
+    def _is_set(cls, root: str, info: ValidationInfo) -> str:
+        if (root and "${" not in root) or "dataset" not in info.data:
+            return root
+        try:
+            dataset = folders.find(info.data["dataset"])
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        found = re.sub(r"\$\{(\w+)\}", lambda match: os.environ.get(match[1]) or match[0], root or dataset.root)
+        if unset := re.search(r"\$\{(\w+)\}", found):
+            what = f"the environment variable {unset[1]} is not set; point it at"
+        elif not found:
+            what = "give"
+        else:
+            return found
+        raise ValueError(f"{what} a folder that holds  {dataset.tree}")
 
 
 class DomainConfig(FolderConfig):
@@ -30,9 +65,14 @@ class DomainConfig(FolderConfig):
     scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)  # range of a random factor on top of `size`
     crop: tuple[PositiveInt, PositiveInt] | None = None  # random crop, padded where the image is smaller
     flip: bool = False  # mirror left and right in half of the draws
+    weight: PositiveFloat = 1.0  # of several entries: the samples drawn from this one, relative to the others
+    labels: PositiveInt | None = None  # keep that many labelled images and leave the others out; None keeps all
+    labels_draw: NonNegativeInt = 0  # which ones, a seed of its own: each draw's first n are the same for any number
 
     @model_validator(mode="after")
     def _ordered(self) -> "DomainConfig":
+        if not math.isfinite(self.scale[1]) or not math.isfinite(self.weight):
+            raise ValueError("scale, weight: give finite numbers")
         if self.scale[0] > self.scale[1]:
             raise ValueError("scale: the lower end comes first")
         return self

@@ -13,21 +13,22 @@ from tqdm import tqdm
 
 from da.engine import dist
 from da.engine.run_files import to_disk, write_text
-from da.labels import GROUPS
 
 T = TypeVar("T")
 
-# TensorBoard's Custom Scalars tab: a chart has a line for every run and every tag that the expression matches.
-CHARTS = {
-    "comparison": {
-        "mIoU": ["Multiline", ["val/mIoU$"]],
-        **{f"mIoU of {group}": ["Multiline", [f"val/mIoU_group/{group}$"]] for group in GROUPS},
-    },
-    "training": {
-        "segmentation loss": ["Multiline", ["loss/seg$"]],
-        "discriminator, target images told apart": ["Multiline", ["d/accuracy_target$"]],
-    },
-}
+
+def charts(groups: Iterable[str]) -> dict[str, Any]:
+    """TensorBoard's Custom Scalars tab: a chart has a line for every run and every tag that the expression matches."""
+    return {
+        "comparison": {
+            "mIoU": ["Multiline", ["val/mIoU$"]],
+            **{f"mIoU of {group}": ["Multiline", [f"val/mIoU_group/{group}$"]] for group in groups},
+        },
+        "training": {
+            "segmentation loss": ["Multiline", ["loss/seg$"]],
+            "discriminator, target images told apart": ["Multiline", ["d/accuracy_target$"]],
+        },
+    }
 
 
 def say(text: str) -> None:
@@ -60,9 +61,13 @@ def _silent_on_the_board(before: Callable[[threading.ExceptHookArgs], Any]) -> C
 
 
 class RunLog:
-    """Scalars and pictures of one run, from `start` on; what a cut-off run wrote beyond `start` is dropped."""
+    """Scalars and pictures of one run, from `start` on; what a cut-off run wrote beyond `start` is dropped.
 
-    def __init__(self, folder: Path, start: int) -> None:
+    Args:
+        groups: of classes, which get a chart each.
+    """
+
+    def __init__(self, folder: Path, start: int, groups: Iterable[str] = ()) -> None:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import custom_scalars
 
@@ -75,7 +80,7 @@ class RunLog:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._writer = cast(Any, self._board.file_writer)  # annotated as None
         if start == 0:
-            self._writer.add_summary(custom_scalars(CHARTS), 1)
+            self._writer.add_summary(custom_scalars(charts(groups)), 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl and one point per TensorBoard tag; NaN (an absent class) is left out."""

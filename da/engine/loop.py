@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -100,7 +100,8 @@ class Loop:
 
     `validate(step, limit)` returns scalars with `val/mIoU` among them; `limit` asks for that many images only.
     `show(step, batch)` draws training pictures of the last micro-batch. `stamp` is stored in every checkpoint, so that
-    one can be used alone; `load_modules(states, source)` fills the networks from one.
+    one can be used alone; `load_modules(states, source)` fills the networks from one. `groups` of classes get a chart
+    each.
     `poll()` and `validate` raise `Stopped`, in all processes together, when the run is asked to stop.
 
     A run is stopped between an update with its log line and the validation and saving that may follow it. Its
@@ -119,9 +120,11 @@ class Loop:
         stamp: dict[str, Any],
         load_modules: Callable[[dict[str, Any], str], None],
         poll: Callable[[], None],
+        groups: Iterable[str] = (),
     ) -> None:
         self.stepper, self.config, self.folder = stepper, config, folder
         self.validate, self.show, self.stamp, self.poll = validate, show, stamp, poll
+        self.groups = tuple(groups)
         self.checkpoints = folder / "checkpoints"
         self.start, self.best = 0, {"step": 0, "val/mIoU": -1.0}
         self.window = Window()
@@ -154,7 +157,7 @@ class Loop:
         """
         config, stepper = self.config, self.stepper
         first = self.start - 1 if self.half else self.start
-        self.log = RunLog(self.folder, first) if dist.is_main() else None
+        self.log = RunLog(self.folder, first, self.groups) if dist.is_main() else None
         stepper.begin()
         if self.half:
             self._take_up(self.half)

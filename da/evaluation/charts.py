@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+MOST_NAMES = 40  # beside a confusion matrix; of more classes each cell still tells its own when pointed at
 WIDTH = 360  # of every chart, in SVG units; text of size 11 stays readable at phone width
 
 
@@ -82,7 +83,8 @@ def bars(names: Sequence[str], values: Sequence[float | None], baseline: Sequenc
 
 
 def confusion(counts: np.ndarray, names: Sequence[str]) -> str:
-    """A confusion matrix, each row divided by its sum: the share of a label's pixels given to each class."""
+    """A confusion matrix, each row divided by its sum: the share of a label's pixels given to each class. Predictions
+    of none of the classes, where `counts` have a column of them, are left out of the picture."""
     rows = counts.sum(1, keepdims=True)
     shares = np.divide(counts, rows, out=np.zeros(counts.shape), where=rows > 0)
     left, top, cell = 84, 4, (WIDTH - 88) / len(names)
@@ -91,10 +93,11 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> str:
     ]
     for i, name in enumerate(names):
         middle = (i + 0.5) * cell
-        parts.append(f'<text x="{left - 5}" y="{top + middle + 4:.1f}" text-anchor="end">{escape(name)}</text>')
-        place = f"translate({left + middle + 4:.1f},{top + cell * len(names) + 5:.1f}) rotate(-90)"
-        parts.append(f'<text transform="{place}" text-anchor="end">{escape(name)}</text>')
-        for j, share in enumerate(shares[i]):
+        if len(names) <= MOST_NAMES:
+            parts.append(f'<text x="{left - 5}" y="{top + middle + 4:.1f}" text-anchor="end">{escape(name)}</text>')
+            place = f"translate({left + middle + 4:.1f},{top + cell * len(names) + 5:.1f}) rotate(-90)"
+            parts.append(f'<text transform="{place}" text-anchor="end">{escape(name)}</text>')
+        for j, share in enumerate(shares[i, : len(names)]):
             if share >= 0.005:
                 tip = f"<title>{escape(name)} taken for {escape(names[j])}: {100 * share:.1f} %</title>"
                 kind = "hit" if i == j else "miss"

@@ -17,7 +17,8 @@ import numpy as np
 from da.config import UserError, difference, flatten, parse_yaml
 from da.evaluation.infer import EvalConfig
 from da.evaluation.published import Published, PublishedRow
-from da.evaluation.report import TRANSLATORS, describe_images
+from da.evaluation.report import TRANSLATORS, classes_of, describe_images
+from da.labels import DEFAULT, LabelSpace, label_space
 
 SUPERVISED = "supervised"  # the table of checkpoints that other projects trained
 BASELINE, ORACLE = "source_only", "oracle"
@@ -107,7 +108,7 @@ class Row:
         name: of the experiment; with the folder of runs behind it for runs that lie in another one than most.
         scores: by seed, of the last checkpoint, in percent, as `da.evaluation.metrics.scores` names them.
         best: the same of the checkpoint with the highest validation score; `mIoU` alone where it was not evaluated.
-        confusion: (19, 19) counts summed over the seeds that were evaluated, `evaluated`; None where none was.
+        confusion: (classes, classes) counts summed over the seeds that were evaluated, `evaluated`; None without any.
         validated: the runs that were validated under the block's protocol, on its images, while they trained.
         notes: what a reader must know, such as an unfinished seed.
     """
@@ -151,7 +152,7 @@ class Comparison(NamedTuple):
     """An own mean and the published one, in percent, over the same classes."""
 
     published: PublishedRow
-    classes: int  # 19, 16 or 13
+    subset: str  # a name in the block's `LabelSpace.subsets`
     own: float
     theirs: float
 
@@ -169,6 +170,7 @@ class Block:
         published: rows of the same protocol, measured on the same images.
         others: all other rows; never compared.
         apart: why rows of the same protocol are among the others; empty where none are.
+        classes: what was scored.
     """
 
     experiment: str
@@ -179,10 +181,12 @@ class Block:
     published: list[PublishedRow] = field(default_factory=list)
     others: list[PublishedRow] = field(default_factory=list)
     apart: str = ""
+    classes: LabelSpace = field(default_factory=lambda: label_space(DEFAULT))
 
     @property
-    def classes(self) -> int:
-        return int(self.protocol.get("classes", 19))
+    def subset(self) -> str:
+        """What the headline mean is over, a name in `classes.subsets`."""
+        return str(self.protocol.get("classes") or len(self.classes))
 
     def row(self, name: str) -> Row | None:
         return next((row for row in self.rows if row.name == name and row.scores), None)
@@ -193,18 +197,18 @@ class Block:
         own, other = row.mean("mIoU"), baseline.mean("mIoU") if baseline else None
         return None if row is baseline or own is None or other is None else own - other
 
-    def mean(self, row: Row, classes: int) -> float | None:
-        """An own mean over the 19-, 16- or 13-class subset."""
-        return row.mean("mIoU" if classes == self.classes else f"mIoU{classes}")
+    def mean(self, row: Row, subset: str) -> float | None:
+        """An own mean over a subset of the classes."""
+        return row.mean("mIoU" if subset == self.subset else self.classes.means[subset])
 
     def comparison(self, row: Row) -> Comparison | None:
         """With the published row, of the same protocol, that this experiment repeats: over the block's classes, else
         over a subset that both have."""
         for published in self.published:
-            for classes in (self.classes, 19, 16, 13):
-                own, theirs = self.mean(row, classes), published.mean(classes)
+            for subset in (self.subset, *self.classes.subsets):
+                own, theirs = self.mean(row, subset), published.mean(subset)
                 if published.experiment == row.name and own is not None and theirs is not None:
-                    return Comparison(published, classes, own, theirs)
+                    return Comparison(published, subset, own, theirs)
         return None
 
 
@@ -317,6 +321,7 @@ class _Key(NamedTuple):
     dataset: str
     split: str
     protocol: str  # JSON with sorted keys
+    classes: str  # JSON of `LabelSpace.dump`
     images: str  # JSON with sorted keys
 
 
@@ -350,7 +355,8 @@ def compare(runs: Sequence[Run], published: Published, expected: Sequence[str] =
             same = []
         missing = [name for name in expected if name not in names] if not blocks else []
         others = [p for p in here if p not in same]
-        blocks.append(Block(key.experiment, protocol, _data(key, groups), rows, missing, same, others, apart))
+        classes = label_space(json.loads(key.classes))
+        blocks.append(Block(key.experiment, protocol, _data(key, groups), rows, missing, same, others, apart, classes))
     return blocks
 
 
@@ -401,6 +407,8 @@ def _data(key: _Key, others: Iterable[_Key]) -> str:
 def _not_the_published_images(key: _Key) -> str:
     """Why no published number of Cityscapes val may be set beside these results; empty where one may."""
     images, reduced = json.loads(key.images), json.loads(key.protocol)["label_size"]
+    if json.loads(key.classes) != DEFAULT:
+        return "published rows are not compared: these results have other classes"
     if (key.dataset, key.split) != ("cityscapes", "val"):
         return f"published rows are not compared: they are of Cityscapes val, not of {key.dataset} {key.split}"
     if "count" not in images:
@@ -425,11 +433,14 @@ def _places(runs: Sequence[Run]) -> dict[Path, str]:
 def _key(run: Run, result: dict[str, Any] | None) -> _Key:
     val = _val(run, result)
     protocol = EvalConfig().model_dump(mode="json") | ((result or {}).get("protocol") or run.config["eval"])
+    classes = classes_of(result or run.config["data"])
+    protocol["classes"] = protocol["classes"] or len(classes)
     return _Key(
         str(run.config["experiment"]),
         str(val["dataset"]),
         str(val["split"]),
         json.dumps(protocol, sort_keys=True),
+        json.dumps(classes.dump()),
         json.dumps(_images(run, result), sort_keys=True),
     )
 

@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from da.config import Section, UserError
 from da.evaluation import crf
 from da.evaluation.crf import CRFConfig
+from da.labels import MergeMap
 
 Predict = Callable[[Tensor], Tensor]
 
@@ -39,7 +40,10 @@ class EvalConfig(Section):
     resize: Literal["bicubic", "bilinear"] = "bicubic"  # of images, with antialiasing
     label_size: tuple[PositiveInt, PositiveInt] | None = None  # labels shrunk to it (nearest); None = full resolution
     align_corners: bool = False  # when logits are upsampled; what `model.align_corners` was in training fits
-    classes: Literal[19, 16, 13] = 19  # subset that the headline mIoU is averaged over
+    classes: int | str | None = None  # subset of `data.classes` that the headline mIoU is averaged over; None: all
+    # Where the data have other classes than the checkpoint: class of the data -> classes of the checkpoint that count
+    # as it. Equal names need no mention; a prediction of any other class is wrong.
+    merge: MergeMap | None = None
     sliding: SlidingConfig | None = None  # None: the image whole
     scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0,)  # of the input size; scores are averaged
     flip: bool = False  # average with the scores of the mirror image
@@ -64,7 +68,11 @@ class EvalConfig(Section):
         parts.append("labels {}x{}".format(*self.label_size) if self.label_size else "full-resolution labels")
         if self.crf:
             parts.append(f"CRF ({self.crf.iterations} iterations)")
-        return f"{', '.join(parts)}, mean over {self.classes} classes"
+        over = "all" if self.classes is None else str(self.classes)
+        parts.append(f"mean over {over} classes" if over.isdigit() or over == "all" else f"mean over classes {over}")
+        if self.merge:
+            parts.append("merged " + "; ".join(f"{', '.join(names)} -> {name}" for name, names in self.merge.items()))
+        return ", ".join(parts)
 
     @property
     def averages(self) -> bool:

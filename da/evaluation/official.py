@@ -8,23 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from da.config import UserError
 from da.evaluation.metrics import class_iou, mean_iou, official_mean_iou
-from da.labels import CLASSES, TRAIN_TO_CITYSCAPES
+from da.labels import label_space
+
+CLASSES = "cityscapes19"  # what it scores
 
 
 class OfficialScores(NamedTuple):
     counts: np.ndarray  # (19, 19) int64 in the order of the trainIds
     iou: list[float]  # per trainId, 0 to 1, NaN for a class in neither labels nor predictions
     mean: float  # 0 to 1
-
-
-def save_label_ids(path: Path, prediction: np.ndarray) -> None:
-    """Write (H, W) uint8 trainIds as the one-channel PNG of Cityscapes ids that the benchmark's server takes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(TRAIN_TO_CITYSCAPES[prediction]).save(path)
 
 
 def evaluator() -> Any:
@@ -61,10 +56,11 @@ def score(predictions: Sequence[Path], labels: Sequence[Path]) -> OfficialScores
     except SystemExit as error:
         message = told.getvalue().strip().splitlines()
         raise UserError(f"--official: cityscapesscripts refuses: {message[-1] if message else error}") from error
-    ids = [c.cityscapes_id for c in CLASSES]
+    classes = label_space(CLASSES)
+    ids = classes.scheme("cityscapes").stored[: len(classes)]
     return OfficialScores(
         counts=np.array(found["confMatrix"], np.int64)[np.ix_(ids, ids)],
-        iou=[found["classScores"][c.name] for c in CLASSES],
+        iou=[found["classScores"][name] for name in classes.names],
         mean=found["averageScoreClasses"],
     )
 

@@ -13,7 +13,6 @@ from PIL import Image
 from da.evaluation import charts, tables
 from da.evaluation.compare import BASELINE, ORACLE, Block, Row, ablations, mean_std
 from da.evaluation.published import Published
-from da.labels import CLASSES, NAMES, SUBSETS
 
 PICTURE_WIDTH = 480  # pixels that an embedded picture has at most
 CURVES = {  # tag -> title
@@ -50,7 +49,7 @@ def html(blocks: Sequence[Block], published: Published, examples: Sequence[Examp
             _classes(block),
             _per_class(block),
             _curves(block),
-            _examples(examples) if i == 0 else "",
+            _examples(block, examples) if i == 0 else "",
             _confusion(block),
             _ablations(block),
         ]
@@ -101,7 +100,7 @@ def _headline(block: Block) -> str:
     if not rows:
         return ""
     top = max(max(row.values("mIoU")) for row in rows)
-    found = {row.name: c.theirs for row in rows if (c := block.comparison(row)) and c.classes == block.classes}
+    found = {row.name: c.theirs for row in rows if (c := block.comparison(row)) and c.subset == block.subset}
     scale = 100 / (10 * np.ceil(max([top, *found.values()]) / 10 + 0.1))
     lines = []
     for row in rows:
@@ -116,7 +115,7 @@ def _headline(block: Block) -> str:
     hint = "Last checkpoint, mean over seeds; a dot is one seed" + (
         "; a line is the published number." if found else "."
     )
-    return _section(f"{tables.MEANS[block.classes]}, %", f'<div class="headline">{"".join(lines)}</div>', hint)
+    return _section(f"{tables.means(block)[block.subset]}, %", f'<div class="headline">{"".join(lines)}</div>', hint)
 
 
 def _table(header: Sequence[str], lines: Sequence[tables.Line], kind: str = "") -> str:
@@ -162,7 +161,7 @@ def _per_class(block: Block) -> str:
     rows = [row for row in block.rows if row.scores and row is not baseline]
     if not rows or baseline is None:
         return ""
-    names = [NAMES[c] for c in SUBSETS[block.classes]]
+    names = tables.class_header(block)[1:]
     below = [baseline.mean(f"IoU/{name}") for name in names]
     panels = []
     for row in rows:
@@ -202,18 +201,19 @@ def _series(block: Block, row: Row, tag: str) -> charts.Series | None:
     return charts.Series(row.title, color(block, row), steps, means, [min(v) for v in values], [max(v) for v in values])
 
 
-def _examples(examples: Sequence[Example]) -> str:
+def _examples(block: Block, examples: Sequence[Example]) -> str:
     if not examples:
         return ""
     blocks = []
     for n, example in enumerate(examples, 1):
         cards = [_card("image", _image(example.image, True)), _card("label", _image(example.label))]
         for name, prediction in example.predictions.items():
-            error = error_map(example.image, example.label, prediction)
+            error = error_map(example.image, example.label, prediction, block.classes.ignore_color)
             cards.append(_card(name, _image(prediction) + _image(error)))
         blocks.append(f'<div class="example" aria-label="validation image {n}">{"".join(cards)}</div>')
     swatches = "".join(
-        f'<span><i style="background:rgb({c.color[0]},{c.color[1]},{c.color[2]})"></i>{c.name}</span>' for c in CLASSES
+        f'<span><i style="background:rgb({c[0]},{c[1]},{c[2]})"></i>{escape(name)}</span>'
+        for name, c in zip(block.classes.names, block.classes.colors)
     )
     hint = (
         "Below each prediction its errors: red pixels are wrong, dark ones carry no label. First seed, last checkpoint."
@@ -221,12 +221,14 @@ def _examples(examples: Sequence[Example]) -> str:
     return _section("The same validation images", "".join(blocks) + f'<p class="legend">{swatches}</p>', hint)
 
 
-def error_map(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+def error_map(
+    image: np.ndarray, label: np.ndarray, prediction: np.ndarray, ignored_color: tuple[int, int, int]
+) -> np.ndarray:
     """(H, W, 3) uint8: the image in pale grey where the prediction is right, red where it is wrong, dark where `label`
-    (in class colours) is black, that is, ignored."""
+    (in class colours) is ignored."""
     grey = image.mean(2, keepdims=True).repeat(3, 2) * 0.35 + 150
     wrong = (label != prediction).any(2)
-    ignored = ~label.any(2)
+    ignored = (label == ignored_color).all(2)
     grey[wrong] = np.array((214, 40, 40)) * 0.8 + grey[wrong] * 0.2
     grey[ignored] = (40, 40, 46)
     return grey.clip(0, 255).astype(np.uint8)
@@ -258,7 +260,7 @@ def _confusion(block: Block) -> str:
     panels = []
     for row in rows:
         assert row.confusion is not None
-        chart = charts.confusion(row.confusion, NAMES)
+        chart = charts.confusion(row.confusion, block.classes.names)
         part = "" if len(row.evaluated) >= len(row.scores) else f" (seed {', '.join(map(str, row.evaluated))} only)"
         panels.append(f"<figure><figcaption>{escape(row.title + part)}</figcaption>{chart}</figure>")
     without = [row.title for row in block.rows if row.scores and row.confusion is None]
@@ -271,7 +273,7 @@ def _confusion(block: Block) -> str:
 def _ablations(block: Block) -> str:
     parts = []
     for trainer, varied, lines in ablations(block):
-        header = ["experiment", *varied, f"{tables.MEANS[block.classes]}, last"]
+        header = ["experiment", *varied, f"{tables.means(block)[block.subset]}, last"]
         parts.append(f"<h4>{escape(trainer)}</h4>" + _table(header, [tables.Line("own", line) for line in lines]))
     hint = "Experiments of one trainer, with every setting in which they differ."
     return _section("Ablations", "".join(parts), hint) if parts else ""

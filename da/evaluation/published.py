@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from da.config import Section, Tree, UserError, check, read_tree
 from da.evaluation.infer import EvalConfig
-from da.labels import NAMES, SUBSETS
+from da.labels import DEFAULT, label_space
 
 TABLES = Path(__file__).parents[2] / "experiments/tables"
 FILE, PROTOCOLS = TABLES / "published.yaml", TABLES / "protocols.yaml"
@@ -80,13 +80,15 @@ class PublishedRow(Section):
             raise ValueError(f"{self.method}: `iou` has {len(self.iou or ())} values for classes: {self.classes}")
         return self
 
-    def mean(self, classes: int) -> float | None:
-        """Mean IoU over the 19-, 16- or 13-class subset."""
-        return {19: self.mIoU, 16: self.mIoU16, 13: self.mIoU13}[classes]
+    def mean(self, subset: str | int) -> float | None:
+        """Mean IoU over the subset of 19, 16 or 13 classes; None of any other."""
+        return {"19": self.mIoU, "16": self.mIoU16, "13": self.mIoU13}.get(str(subset))
 
     def class_iou(self) -> dict[str, float]:
         """IoU by class name; empty where it was not published."""
-        return {NAMES[c]: v for c, v in zip(SUBSETS[self.classes], self.iou)} if self.classes and self.iou else {}
+        classes = label_space(DEFAULT)
+        members = classes.subset(self.classes) if self.classes else ()
+        return {classes.names[c]: v for c, v in zip(members, self.iou or ())}
 
 
 class _File(Section):

@@ -2,11 +2,11 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from da.evaluation.infer import EvalConfig
-from da.labels import NAMES
+from da.labels import DEFAULT, LabelSpace, label_space
 
 # Trainers whose score is not that of a segmenter they trained.
 TRANSLATORS = ("cycada_pixel",)
@@ -33,9 +33,11 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     A result has `run`, `checkpoint` (`last` or `best`), `step`, `protocol` and `scores`. Where protocols differ the
     table says so under it, and so it does where the validation images differ.
     """
-    figures = ["mIoU", "mIoU19", "mIoU16", "mIoU13", "mAcc", "pixel_accuracy", "fwIoU"]
-    keys = figures + [f"IoU/{name}" for name in NAMES]
-    names = ["", "", *figures, *NAMES]
+    spaces = [classes_of(result) for result in results]
+    means, classes = (_united(part) for part in ([s.means.values() for s in spaces], [s.names for s in spaces]))
+    figures = ["mIoU", *means, "mAcc", "pixel_accuracy", "fwIoU"]
+    keys = figures + [f"IoU/{name}" for name in classes]
+    names = ["", "", *figures, *classes]
     cells = [[_cell(r["scores"].get(k)) for k in keys] for r in results]
     columns = [[_name(r), f"{r['checkpoint']}, step {r['step']}", *c] for r, c in zip(results, cells)]
     widths = [max(map(len, column)) for column in [names, *columns]]
@@ -54,8 +56,19 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         lines += ["NOT COMPARABLE, validation images differ:", *sorted(images)]
     if any(r["checkpoint"] == "best" for r in results):
         lines.append("`best` is the checkpoint with the highest validation score: it was chosen with target labels.")
+    if len({space.names for space in spaces}) > 1:
+        lines.append("NOT COMPARABLE, classes differ: " + ", ".join(_united([[s.name for s in spaces]])))
     lines += [f"{r['run']}: {OF_TRANSLATION}." for r in results if r.get("trainer") in TRANSLATORS]
     return "\n".join(lines)
+
+
+def classes_of(result: dict[str, Any]) -> LabelSpace:
+    """The classes that a result was scored in; one of before they were recorded is of the default's."""
+    return label_space(result.get("classes", DEFAULT))
+
+
+def _united(lists: Iterable[Iterable[str]]) -> list[str]:
+    return list(dict.fromkeys(name for names in lists for name in names))
 
 
 def _name(result: dict[str, Any]) -> str:

@@ -8,10 +8,8 @@ from typing import Literal, NamedTuple
 from da.evaluation.compare import TRANSLATED, Block, Row, mean_std
 from da.evaluation.published import Published, PublishedRow
 from da.evaluation.report import OF_TRANSLATION, describe_protocol
-from da.labels import NAMES, SUBSETS
 
 MARK = "†"  # quoted from memory
-MEANS = {19: "mIoU", 16: "mIoU16", 13: "mIoU13"}
 WRAPPED = r">{\raggedright\arraybackslash}p{%s\linewidth}"  # a column of text in LaTeX
 ORIGIN = "checkpoint; source"
 BEST = "best on validation (target labels)"
@@ -24,26 +22,33 @@ class Line(NamedTuple):
     cells: list[str]
 
 
+def means(block: Block) -> dict[str, str]:
+    """What tables call the mean over each subset; the one over all classes is plain mIoU."""
+    return block.classes.means | {str(len(block.classes)): "mIoU"}
+
+
 def signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.1f}"
 
 
 def main_table(block: Block) -> tuple[list[str], list[Line]]:
     """Own rows, experiments without a result, and published rows of the same protocol; the header first."""
-    means = [f"mIoU{classes}" for classes in _other_means(block)]
+    others = [block.classes.means[subset] for subset in _other_means(block)]
     ours = ["over source only", "gap closed, %", "best on validation*", "published", "difference", "seeds"]
-    header = ["method", f"{MEANS[block.classes]}, last", *means, *ours, "backbone", ORIGIN]
+    header = ["method", f"{means(block)[block.subset]}, last", *others, *ours, "backbone", ORIGIN]
     lines = [_own(block, row) for row in block.rows]
     lines += [Line("absent", [name, "not run", *[""] * (len(header) - 2)]) for name in block.missing]
     lines += [_published(block, row) for row in block.published]
     return _filled(header, lines)
 
 
-def _other_means(block: Block) -> list[int]:
+def _other_means(block: Block) -> list[str]:
     """The class subsets, besides the block's own, that its tables hold a mean of."""
-    published = {c for c in MEANS if any(row.mean(c) is not None for row in block.published)}
-    wanted = published if block.classes == 19 else {16, 13} | published
-    return [c for c in MEANS if c in wanted and c != block.classes]
+    every, whole = block.classes.subsets, str(len(block.classes))
+    wanted = {subset for subset in every if any(row.mean(subset) is not None for row in block.published)}
+    if block.subset != whole:
+        wanted |= every.keys() - {whole}
+    return [subset for subset in every if subset in wanted and subset != block.subset]
 
 
 def _filled(header: Sequence[str], lines: Sequence[Line]) -> tuple[list[str], list[Line]]:
@@ -53,12 +58,12 @@ def _filled(header: Sequence[str], lines: Sequence[Line]) -> tuple[list[str], li
 
 
 def _own(block: Block, row: Row) -> Line:
-    means = [f"mIoU{classes}" for classes in _other_means(block)]
+    others = [block.classes.means[subset] for subset in _other_means(block)]
     if not row.is_scored:
-        return Line("absent", [row.title, row.runs[0].state, *[""] * (len(means) + 6), row.network, ""])
+        return Line("absent", [row.title, row.runs[0].state, *[""] * (len(others) + 6), row.network, ""])
     theirs = difference = ""
     if found := block.comparison(row):
-        over = "" if found.classes == block.classes else f" (mIoU{found.classes})"
+        over = "" if found.subset == block.subset else f" ({block.classes.means[found.subset]})"
         theirs = f"{found.theirs}{'' if found.published.verified else MARK}{over}"
         difference = signed(found.own - found.theirs) + over
     return Line(
@@ -66,7 +71,7 @@ def _own(block: Block, row: Row) -> Line:
         [
             row.title,
             mean_std(row.values("mIoU")),
-            *(mean_std(row.values(key)) if row.values(key) else "" for key in means),
+            *(mean_std(row.values(key)) if row.values(key) else "" for key in others),
             signed(block.gain(row)),
             _closed(block, row),
             mean_std([row.best[seed]["mIoU"] for seed in sorted(row.best)]),
@@ -88,11 +93,11 @@ def _closed(block: Block, row: Row) -> str:
 
 def _published(block: Block, row: PublishedRow) -> Line:
     """Its mean over the block's classes stands in the column of published figures."""
-    means = [_exact(row.mean(classes)) for classes in _other_means(block)]
-    figure = _exact(row.mean(block.classes))
+    others = [_exact(row.mean(subset)) for subset in _other_means(block)]
+    figure = _exact(row.mean(block.subset))
     return Line(
         "published",
-        [_marked(row), "", *means, "", "", "", figure, "", "", row.backbone, f"{row.checkpoint}; {row.source}"],
+        [_marked(row), "", *others, "", "", "", figure, "", "", row.backbone, f"{row.checkpoint}; {row.source}"],
     )
 
 
@@ -101,7 +106,7 @@ def _marked(row: PublishedRow) -> str:
 
 
 def class_header(block: Block) -> list[str]:
-    return ["method", *(NAMES[c] for c in SUBSETS[block.classes])]
+    return ["method", *(block.classes.names[c] for c in block.classes.subset(block.subset))]
 
 
 def class_table(block: Block) -> list[Line]:
@@ -143,10 +148,11 @@ def block_notes(block: Block) -> list[str]:
             "Published rows stand under the same input size, labels and scales; their networks (column backbone), "
             "training, checkpoint rule and align_corners differ from the own rows."
         )
-    if means := _other_means(block):
+    if others := _other_means(block):
+        over = (f"{block.classes.means[s]}: the mean over {s} classes" for s in others)
         found.append(
-            f"{'; '.join(f'mIoU{c}: the mean over {c} classes' for c in means)}. A published figure and a difference "
-            f"name theirs where it is not {MEANS[block.classes]}."
+            f"{'; '.join(over)}. A published figure and a difference "
+            f"name theirs where it is not {means(block)[block.subset]}."
         )
     if block.apart:
         found.append(f"{block.experiment}: {block.apart}.")
@@ -206,11 +212,11 @@ def markdown(blocks: Sequence[Block], published: Published) -> str:
 
 def other_table(block: Block, published: Published) -> tuple[list[str], list[Line]]:
     """Published rows that nothing is compared with, with every mean they have."""
-    header = ["method", "data", "backbone", *MEANS.values(), "protocol", "checkpoint", "source"]
+    header = ["method", "data", "backbone", *means(block).values(), "protocol", "checkpoint", "source"]
     several = len({row.dataset for row in block.others}) > 1
     lines = []
     for row in block.others:
-        figures = [_exact(row.mean(classes)) for classes in MEANS]
+        figures = [_exact(row.mean(subset)) for subset in means(block)]
         protocol = published.protocols[row.protocol].text
         first = [_marked(row), row.dataset if several else "", row.backbone]
         lines.append(Line("published", [*first, *figures, protocol, row.checkpoint, row.source]))
@@ -243,7 +249,10 @@ CSV_HEADER = (
 def csv_text(blocks: Sequence[Block], published: Published) -> str:
     """One line per seed and checkpoint of an own result, per run and experiment without one and per published result,
     protocol, images and source on every line; numbers unrounded."""
-    keys = ["mIoU", "mIoU19", "mIoU16", "mIoU13", "mAcc", "pixel_accuracy", "fwIoU", *(f"IoU/{n}" for n in NAMES)]
+    spaces = [block.classes for block in blocks]
+    subsets = dict.fromkeys(key for space in spaces for key in space.means.values())
+    names = dict.fromkeys(f"IoU/{name}" for space in spaces for name in space.names)
+    keys = ["mIoU", *subsets, "mAcc", "pixel_accuracy", "fwIoU", *names]
     out = io.StringIO()
     writer = csv.DictWriter(out, [*CSV_HEADER, *keys], lineterminator="\n")
     writer.writeheader()
@@ -266,7 +275,7 @@ def csv_text(blocks: Sequence[Block], published: Published) -> str:
             writer.writerow(own | {"method": name, "state": "not run"})
         for theirs in (*block.published, *block.others):
             figures = {
-                "mIoU": theirs.mean(block.classes),
+                "mIoU": theirs.mean(block.subset),
                 "mIoU19": theirs.mIoU,
                 **theirs.model_dump(include={"mIoU16", "mIoU13", "mAcc", "pixel_accuracy", "fwIoU"}),
                 **{f"IoU/{name}": value for name, value in theirs.class_iou().items()},

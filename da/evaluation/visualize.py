@@ -10,7 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from da.labels import CLASSES, PALETTE
+from da.labels import LabelSpace
+
+WHITE = (255, 255, 255)
+FEW_COLORS = 21  # a picture of more is a photograph
 
 
 def to_picture(image: Tensor) -> np.ndarray:
@@ -18,9 +21,9 @@ def to_picture(image: Tensor) -> np.ndarray:
     return image.permute(1, 2, 0).cpu().numpy()
 
 
-def colorize(label: Tensor | np.ndarray) -> np.ndarray:
-    """(H, W) uint8 trainIds -> (H, W, 3) RGB in the Cityscapes colours; ignored pixels are black."""
-    return PALETTE[np.asarray(label.cpu() if isinstance(label, Tensor) else label)]
+def colorize(label: Tensor | np.ndarray, classes: LabelSpace) -> np.ndarray:
+    """(H, W) uint8 trainIds -> (H, W, 3) RGB in the colours of `classes`."""
+    return classes.palette[np.asarray(label.cpu() if isinstance(label, Tensor) else label)]
 
 
 def overlay(picture: np.ndarray, colors: np.ndarray, opacity: float) -> np.ndarray:
@@ -34,14 +37,16 @@ def heat_map(values: Tensor) -> np.ndarray:
     return cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
 
 
-def grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (), width: int = 320) -> np.ndarray:
+def grid(
+    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (), width: int = 320, few: int = FEW_COLORS
+) -> np.ndarray:
     """Rows of (H, W, 3) pictures, each scaled to `width` pixels, with a title above each column.
 
     Label colours stay exact because enlarging and shrinking use the nearest pixel for every picture that has few
-    colours.
+    colours: up to `few`.
     """
     gap = 4
-    lines = [_beside([_scaled(picture, width) for picture in row], gap) for row in rows]
+    lines = [_beside([_scaled(picture, width, few) for picture in row], gap) for row in rows]
     if titles:
         lines.insert(0, _beside([_title(text, width) for text in titles], gap))
     broad = max(line.shape[1] for line in lines)
@@ -49,12 +54,9 @@ def grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (), width
     return np.concatenate(padded)
 
 
-WHITE = (255, 255, 255)
-
-
-def _scaled(picture: np.ndarray, width: int) -> np.ndarray:
+def _scaled(picture: np.ndarray, width: int, few: int) -> np.ndarray:
     height = round(picture.shape[0] * width / picture.shape[1])
-    few_colors = len(np.unique(picture.reshape(-1, 3)[:: max(1, picture.size // 60000)], axis=0)) <= len(CLASSES) + 2
+    few_colors = len(np.unique(picture.reshape(-1, 3)[:: max(1, picture.size // 60000)], axis=0)) <= few
     smooth = cv2.INTER_AREA if width < picture.shape[1] else cv2.INTER_LINEAR
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST if few_colors else smooth)
 
@@ -74,16 +76,22 @@ def _title(text: str, width: int) -> np.ndarray:
     return strip
 
 
-def legend(width: int = 480) -> np.ndarray:
-    """The 19 classes with their colours, (H, W, 3) RGB."""
+def legend(classes: LabelSpace, width: int = 480) -> np.ndarray:
+    """The classes with their colours, (H, W, 3) RGB."""
     columns, cell = 4, 24
-    rows = math.ceil(len(CLASSES) / columns)
+    rows = math.ceil(len(classes) / columns)
     picture = np.full((rows * cell, width, 3), 255, np.uint8)
-    for i, c in enumerate(CLASSES):
+    for i, (name, color) in enumerate(zip(classes.names, classes.colors)):
         x, y = (i % columns) * (width // columns), (i // columns) * cell
-        cv2.rectangle(picture, (x + 4, y + 5), (x + 20, y + 19), c.color, -1)
-        cv2.putText(picture, c.name, (x + 26, y + 17), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (30, 30, 30), 1, cv2.LINE_AA)
+        cv2.rectangle(picture, (x + 4, y + 5), (x + 20, y + 19), color, -1)
+        cv2.putText(picture, name, (x + 26, y + 17), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (30, 30, 30), 1, cv2.LINE_AA)
     return picture
+
+
+def save_labels(path: Path, prediction: np.ndarray, classes: LabelSpace) -> None:
+    """Write (H, W) uint8 trainIds as a label file of `classes`: of Cityscapes' the PNG of ids that its server takes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(classes.to_stored(prediction)).save(path)
 
 
 def save(path: Path, picture: np.ndarray) -> None:

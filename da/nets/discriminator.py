@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from da.config import UserError
-from da.labels import NUM_CLASSES
 from da.nets.generator import init_gan
 
 MIN_SIZE = 32  # pixels; five halvings leave one cell
@@ -27,7 +26,7 @@ class OutputDiscriminator(nn.Module):
         width: channels after the first convolution; doubled by each of the next three.
     """
 
-    def __init__(self, num_classes: int = NUM_CLASSES, width: int = 64) -> None:
+    def __init__(self, num_classes: int, width: int = 64) -> None:
         super().__init__()
         channels = (num_classes, width, 2 * width, 4 * width, 8 * width)
         layers: list[nn.Module] = []

@@ -17,7 +17,6 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from da.config import Section, UserError
-from da.labels import NUM_CLASSES
 from da.nets.backbone import Arch, ResNet, Stem
 from da.nets.norms import Domain, DomainBatchNorm2d, SyncBatchNorm2d, processes, replace_norms
 from da.nets.pooling import AdaptiveAvgPool2d
@@ -156,7 +155,7 @@ class PSPNet(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: PSPNetConfig, num_classes: int = NUM_CLASSES) -> None:
+    def __init__(self, config: PSPNetConfig, num_classes: int) -> None:
         super().__init__()
         self.config = config
         self.backbone = ResNet(config.backbone, config.stem, config.output_stride, config.contract_dilation)

@@ -57,8 +57,8 @@ class Trainer(base.Trainer):
         elif not self.lambda_adv:
             raise UserError("method: both lambda_adv are 0; say method.target_forward_only=true, or use source_only")
         base.check_aux(config, "lambda_seg", "lambda_adv_aux")
-        self.segmenter = PSPNet(config.model)
-        self.d = {level: OutputDiscriminator() for level in self.lambda_adv}
+        self.segmenter = PSPNet(config.model, len(self.classes))
+        self.d = {level: OutputDiscriminator(len(self.classes)) for level in self.lambda_adv}
 
         self.modules = {"segmenter": self.segmenter} | {f"d_{level}": d for level, d in self.d.items()}
         self.optimizers = {"segmenter": self.method.build(self.segmenter)}
@@ -113,6 +113,6 @@ class Trainer(base.Trainer):
         return scalars
 
     def probabilities(self, scores: Scores, image: Tensor) -> dict[str, Tensor]:
-        """P at the size of the image, (B, 19, H, W), for each level that has a discriminator."""
+        """P at the size of the image, (B, classes, H, W), for each level that has a discriminator."""
         upsampled = self.segmenter.upsample(scores, image.shape[-2:])._asdict()
         return {level: upsampled[level].softmax(1) for level in self.d}

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field, NonNegativeFloat, create_model
+from pydantic import Field, NonNegativeFloat, create_model, model_validator
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -68,6 +68,17 @@ class Experiment(Section):
     eval: EvalConfig = EvalConfig()
     method: Any
 
+    @model_validator(mode="after")
+    def _subset_is_known(self) -> "Experiment":
+        """`eval.classes` names a subset of `data.classes`; None becomes all of them."""
+        try:
+            self.data.classes.subset(self.eval.classes)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        if self.eval.classes is None:  # stored with every number
+            object.__setattr__(self, "eval", self.eval.model_copy(update={"classes": len(self.data.classes)}))
+        return self
+
 
 class Trainer(ABC):
     """One method. Subclasses build their networks and optimisers in full in `__init__`, on the CPU."""
@@ -83,6 +94,7 @@ class Trainer(ABC):
 
     def __init__(self, config: Experiment) -> None:
         self.config = config
+        self.classes = config.data.classes  # what the segmenter tells apart
         self.memory: dict[str, Remembers] = {}  # what else a continuation needs (`da.engine.history`)
 
     @abstractmethod
@@ -95,7 +107,7 @@ class Trainer(ABC):
         """
 
     def predict(self, image: Tensor) -> Tensor:
-        """Target-domain logits (B, 19, h, w) at the output stride, for RGB images (B, 3, H, W) in [0, 1]."""
+        """Target-domain logits (B, classes, h, w) at the output stride, for RGB images (B, 3, H, W) in [0, 1]."""
         return self.segmenter.scores(image, "target").main
 
     def shares(self, batches: list[Batch]) -> list[Tensor]:

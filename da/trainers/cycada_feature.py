@@ -30,7 +30,6 @@ from torch.optim import SGD
 from da.data.loaders import Batch
 from da.engine.history import RunningMean
 from da.engine.stepper import Backward
-from da.labels import NUM_CLASSES
 from da.losses import SOURCE_DOMAIN, TARGET_DOMAIN, two_way_domain_accuracy, two_way_domain_loss
 from da.nets.discriminator import FeatureDiscriminator
 from da.nets.norms import Domain
@@ -58,9 +57,9 @@ class Trainer(base.Trainer):
         self.method: Config = config.method
         m = self.method
         base.check_aux(config, "lambda_aux")
-        self.segmenter = PSPNet(config.model)
+        self.segmenter = PSPNet(config.model, len(self.classes))
         if m.discriminate == "scores":
-            self.d = FeatureDiscriminator(NUM_CLASSES, (512, 256), m.dropout_d)
+            self.d = FeatureDiscriminator(len(self.classes), (512, 256), m.dropout_d)
         else:
             self.d = FeatureDiscriminator(self.segmenter.ppm.out_channels, (1024, 512), m.dropout_d)
         self.modules = {"segmenter": self.segmenter, "d": self.d}

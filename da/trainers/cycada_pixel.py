@@ -73,7 +73,7 @@ class Trainer(base.Trainer):
             raise UserError("data.jitter, data.blur: the translation would learn them as a style; set both to 0")
         self.g_st, self.g_ts = (Generator(m.blocks, m.width, m.upsampling) for _ in range(2))
         self.d_s, self.d_t = PatchDiscriminator(m.width), PatchDiscriminator(m.width)
-        self.segmenter = PSPNet(config.model)  # f_s
+        self.segmenter = PSPNet(config.model, len(self.classes))  # f_s
         self.judged = config.init is not None
         base.freeze([self.segmenter], True)
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from city import CITY
 from PIL import Image
 
 from da.config import UserError
@@ -24,10 +25,10 @@ def test_splits_and_partners(cityscapes_root: Path) -> None:
 def test_label_ids_include_34_and_255(tmp_path: Path) -> None:
     path = tmp_path / "a_gtFine_labelIds.png"
     Image.fromarray(np.array([[0, 7, 33, 34, 255]], np.uint8)).save(path)
-    assert cityscapes.read_label(path).tolist() == [[IGNORE, 0, 18, IGNORE, IGNORE]]
+    assert cityscapes.read_label(path, CITY).tolist() == [[IGNORE, 0, 18, IGNORE, IGNORE]]
     Image.fromarray(np.array([[7, 40]], np.uint8)).save(path)
     with pytest.raises(UserError, match=r"a_gtFine_labelIds\.png: 40 are not Cityscapes ids"):
-        cityscapes.read_label(path)
+        cityscapes.read_label(path, CITY)
 
 
 def test_label_train_ids_serve_where_label_ids_are_absent(cityscapes_root: Path) -> None:
@@ -39,16 +40,16 @@ def test_label_train_ids_serve_where_label_ids_are_absent(cityscapes_root: Path)
     assert val[2].label == path
     assert val[0].label is not None
     assert val[0].label.name.endswith("labelIds.png")
-    assert cityscapes.read_label(path).tolist() == [[0, 18, IGNORE]]
+    assert cityscapes.read_label(path, CITY).tolist() == [[0, 18, IGNORE]]
     Image.fromarray(np.array([[26]], np.uint8)).save(path)
     with pytest.raises(UserError, match="26 are not Cityscapes trainIds"):
-        cityscapes.read_label(path)
+        cityscapes.read_label(path, CITY)
 
 
 def test_colour_picture_is_refused(cityscapes_root: Path) -> None:
     image = cityscapes.index(cityscapes_root, "val")[0].image
     with pytest.raises(UserError, match="a 3-channel picture; expected one channel of Cityscapes ids"):
-        cityscapes.read_label(image)
+        cityscapes.read_label(image, CITY)
 
 
 def test_nested_archives(cityscapes_root: Path, tmp_path: Path) -> None:

@@ -2,12 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from city import CITY, CITYSCAPES_TO_TRAIN, PALETTE
 from PIL import Image
 from scipy.io import savemat
 
 from da.config import UserError
 from da.data import folders, gta5
-from da.labels import CITYSCAPES_TO_TRAIN, IGNORE, PALETTE
+from da.labels import IGNORE
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def test_palette_label_gives_the_index_not_the_colour(tmp_path: Path, ids: np.nd
     image = Image.fromarray(ids).convert("P")
     image.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
     image.save(tmp_path / "l.png")
-    train_ids = gta5.read_label(tmp_path / "l.png")
+    train_ids = gta5.read_label(tmp_path / "l.png", CITY)
     assert train_ids.dtype == np.uint8
     assert (train_ids == CITYSCAPES_TO_TRAIN[ids]).all()
     assert train_ids[7, 0] == 0
@@ -30,30 +31,30 @@ def test_palette_label_gives_the_index_not_the_colour(tmp_path: Path, ids: np.nd
 
 def test_grey_label_holds_ids(tmp_path: Path, ids: np.ndarray) -> None:
     Image.fromarray(ids).save(tmp_path / "l.png")
-    assert (gta5.read_label(tmp_path / "l.png") == CITYSCAPES_TO_TRAIN[ids]).all()
+    assert (gta5.read_label(tmp_path / "l.png", CITY) == CITYSCAPES_TO_TRAIN[ids]).all()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_colour_coded_label(tmp_path: Path, mode: str) -> None:
     colors = np.concatenate([PALETTE[:19], [(0, 0, 0), (111, 74, 0), (0, 0, 110)]]).astype(np.uint8)
     Image.fromarray(colors[None]).convert(mode).save(tmp_path / "l.png")
-    assert gta5.read_label(tmp_path / "l.png").tolist() == [[*range(19), IGNORE, IGNORE, IGNORE]]
+    assert gta5.read_label(tmp_path / "l.png", CITY).tolist() == [[*range(19), IGNORE, IGNORE, IGNORE]]
 
 
 def test_unknown_ids_and_colours_name_the_file(tmp_path: Path) -> None:
     Image.fromarray(np.array([[7, 99, 120]], np.uint8)).save(tmp_path / "ids.png")
     with pytest.raises(UserError, match=r"ids\.png: 99, 120 are not Cityscapes ids"):
-        gta5.read_label(tmp_path / "ids.png")
+        gta5.read_label(tmp_path / "ids.png", CITY)
     Image.fromarray(np.array([[[128, 64, 128], [1, 2, 3]]], np.uint8)).save(tmp_path / "colors.png")
-    with pytest.raises(UserError, match=r"colors\.png: \(1, 2, 3\) is no Cityscapes colour"):
-        gta5.read_label(tmp_path / "colors.png")
+    with pytest.raises(UserError, match=r"colors\.png: \(1, 2, 3\) is none of the Cityscapes colours"):
+        gta5.read_label(tmp_path / "colors.png", CITY)
 
 
 def test_truncated_label_names_the_file(gta5_root: Path) -> None:
     path = gta5_root / "labels/00003.png"
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(UserError, match=r"00003\.png: cannot be decoded"):
-        gta5.read_label(path)
+        gta5.read_label(path, CITY)
 
 
 def test_split_mat_counts_from_one(gta5_root: Path) -> None:

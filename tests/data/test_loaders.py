@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from city import CITY, PALETTE
 from PIL import Image
 
 from da.config import UserError
 from da.data.loaders import Batch, DataConfig, resolve_root, train_batches, val_samples
-from da.labels import IGNORE, PALETTE
+from da.labels import IGNORE
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def assert_equal(a: list[Batch], b: list[Batch]) -> None:
 
 
 def test_batch_shapes_and_label_alignment(config: DataConfig) -> None:
-    plain = config.model_copy(update={"source": config.source.model_copy(update={"scale": (1.0, 1.0)})})
+    plain = config.model_copy(update={"source": (config.source[0].model_copy(update={"scale": (1.0, 1.0)}),)})
     batch = next(train_batches(plain, 0, 0, use_target=True))
     assert batch.src_image.shape == (4, 3, 32, 48)
     assert batch.src_label.shape == (4, 32, 48)
@@ -146,7 +147,7 @@ def test_method_with_target_needs_one(config: DataConfig) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("file", ["images/00002.png", "labels/00002.png"])
 def test_damaged_file_in_a_worker_is_one_clear_line(config: DataConfig, workers: int, file: str) -> None:
-    path = Path(config.source.root) / file
+    path = Path(config.source[0].root) / file
     path.write_bytes(path.read_bytes()[:70])
     broken = config.model_copy(update={"workers": workers})
     with pytest.raises(UserError) as caught:
@@ -156,17 +157,17 @@ def test_damaged_file_in_a_worker_is_one_clear_line(config: DataConfig, workers:
 
 
 def test_images_of_different_size_need_a_crop(config: DataConfig) -> None:
-    whole = config.source.model_copy(update={"crop": None})
+    whole = config.source[0].model_copy(update={"crop": None})
     with pytest.raises(UserError, match=r"of one batch have sizes .* set a crop"):
-        next(train_batches(config.model_copy(update={"source": whole}), 0, 0, use_target=True))
+        next(train_batches(config.model_copy(update={"source": (whole,)}), 0, 0, use_target=True))
 
 
 def test_label_of_another_size_is_resized_and_warned_about_once(config: DataConfig, gta5_root: Path) -> None:
     for path in (gta5_root / "labels").iterdir():
         with Image.open(path) as label:
             label.resize((192, 108), Image.Resampling.NEAREST).save(path)
-    whole = config.source.model_copy(update={"crop": None, "scale": (1.0, 1.0), "flip": False})
-    batches = train_batches(config.model_copy(update={"source": whole}), 0, 0, use_target=False)
+    whole = config.source[0].model_copy(update={"crop": None, "scale": (1.0, 1.0), "flip": False})
+    batches = train_batches(config.model_copy(update={"source": (whole,)}), 0, 0, use_target=False)
     with pytest.warns(UserWarning, match=r"\(108, 192\) instead of \(54, 96\)") as caught:
         batch = next(batches)
     assert len(caught) == 1
@@ -174,8 +175,8 @@ def test_label_of_another_size_is_resized_and_warned_about_once(config: DataConf
 
 
 def test_crop_wider_than_the_image_is_ignored_there(config: DataConfig) -> None:
-    wide = config.source.model_copy(update={"scale": (1.0, 1.0), "crop": (128, 54)})
-    batch = next(train_batches(config.model_copy(update={"source": wide}), 0, 0, use_target=False))
+    wide = config.source[0].model_copy(update={"scale": (1.0, 1.0), "crop": (128, 54)})
+    batch = next(train_batches(config.model_copy(update={"source": (wide,)}), 0, 0, use_target=False))
     assert batch.src_label.shape == (4, 54, 128)
     ignored_columns = (batch.src_label == IGNORE).all(1).sum(1)
     assert (ignored_columns >= 32).all()
@@ -184,7 +185,7 @@ def test_crop_wider_than_the_image_is_ignored_there(config: DataConfig) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_val_samples_keep_the_files_size(config: DataConfig, workers: int) -> None:
-    samples = val_samples(config.val, workers=workers)
+    samples = val_samples(config.val, CITY, workers=workers)
     for _ in range(2):  # can be walked again
         seen = list(samples)
         assert [s.name for s in seen] == [
@@ -200,7 +201,7 @@ def test_val_samples_keep_the_files_size(config: DataConfig, workers: int) -> No
 
 
 def test_val_samples_are_shared_by_rank(config: DataConfig) -> None:
-    names = [[s.name for s in val_samples(config.val, rank, 2, workers=0)] for rank in range(2)]
+    names = [[s.name for s in val_samples(config.val, CITY, rank, 2, workers=0)] for rank in range(2)]
     assert [len(n) for n in names] == [2, 1]
     assert len({*names[0], *names[1]}) == 3
 
@@ -209,13 +210,13 @@ def test_val_label_keeps_its_own_size_and_errors_name_the_file(config: DataConfi
     folder = cityscapes_root / "gtFine/val/munster"
     path = folder / "munster_000000_000019_gtFine_labelIds.png"
     Image.fromarray(np.full((96, 192), 7, np.uint8)).save(path)
-    assert list(val_samples(config.val, workers=0))[2].label.shape == (96, 192)
+    assert list(val_samples(config.val, CITY, workers=0))[2].label.shape == (96, 192)
     Image.fromarray(np.full((96, 192), 77, np.uint8)).save(path)
     with pytest.raises(UserError, match=f"^{path}: 77 are not Cityscapes ids"):
-        list(val_samples(config.val, workers=1))
+        list(val_samples(config.val, CITY, workers=1))
 
 
 def test_miniature_has_no_synthia(config: DataConfig) -> None:
-    domain = config.source.model_copy(update={"root": "miniature", "dataset": "synthia"})
+    domain = config.source[0].model_copy(update={"root": "miniature", "dataset": "synthia"})
     with pytest.raises(UserError, match="miniature"):
         resolve_root(domain)

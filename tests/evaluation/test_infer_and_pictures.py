@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from city import CITY, PALETTE
 
 from da.evaluation import visualize
 from da.evaluation.infer import EvalConfig, entropy, predict_entropy, predict_labels
 from da.evaluation.report import table
-from da.labels import PALETTE
 
 
 def red_is_road(image: torch.Tensor) -> torch.Tensor:
@@ -31,7 +31,7 @@ def test_labels_come_at_the_size_asked_for(input_size):
 
 def test_colors():
     label = torch.tensor([[0, 10, 255]], dtype=torch.uint8)
-    assert visualize.colorize(label)[0].tolist() == [[128, 64, 128], [70, 130, 180], [0, 0, 0]]
+    assert visualize.colorize(label, CITY)[0].tolist() == [[128, 64, 128], [70, 130, 180], [0, 0, 0]]
 
 
 def test_entropy_is_zero_where_sure_and_one_where_not():
@@ -54,7 +54,7 @@ def test_entropy_is_zero_where_sure_and_one_where_not():
 
 
 def test_grid_keeps_label_colors_and_places_every_picture():
-    label = visualize.colorize(np.full((10, 20), 13, np.uint8))
+    label = visualize.colorize(np.full((10, 20), 13, np.uint8), CITY)
     photo = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
     picture = visualize.grid([[label, photo], [label]], ("label", "photo"), width=80)
     assert picture.shape[1] == 2 * 84

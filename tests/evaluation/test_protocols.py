@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from city import CITY, NUM_CLASSES, TRAIN_TO_CITYSCAPES
 from PIL import Image
 from tiny import tiny
 
 from da.cli import main
 from da.engine import checkpoint
 from da.evaluate import evaluate_runs, named_protocols
-from da.evaluation import official
+from da.evaluation import official, visualize
 from da.evaluation.metrics import ConfusionMatrix, mean_iou, official_mean_iou
-from da.labels import CLASSES, TRAIN_TO_CITYSCAPES
 from da.run import train
 
 
@@ -72,7 +72,7 @@ def test_exported_predictions_hold_the_scores(run, tmp_path, cityscapes_root):
         (label,) = (cityscapes_root / "gtFine/val").glob(f"*/{stem}_gtFine_labelIds.png")
         np.add.at(matrix, (np.asarray(Image.open(label)), np.asarray(Image.open(path))), 1)
         assert (folder / "color" / f"{stem}_color.png").exists()
-    ids = [c.cityscapes_id for c in CLASSES]
+    ids = TRAIN_TO_CITYSCAPES[:NUM_CLASSES]
     assert matrix[np.ix_(ids, ids)].tolist() == result["confusion"]
 
 
@@ -192,10 +192,10 @@ def test_official_rule_for_classes_without_labels(tmp_path):
     pytest.importorskip("cityscapesscripts")
     label, prediction = np.zeros((4, 8), np.uint8), np.zeros((4, 8), np.uint8)
     label[:, 4:], prediction[:, 4:], prediction[0, 0] = 10, 10, 14
-    official.save_label_ids(tmp_path / "prediction.png", prediction)
+    visualize.save_labels(tmp_path / "prediction.png", prediction, CITY)
     Image.fromarray(TRAIN_TO_CITYSCAPES[label]).save(tmp_path / "label.png")
     found = official.score([tmp_path / "prediction.png"], [tmp_path / "label.png"])
-    matrix = ConfusionMatrix()
+    matrix = ConfusionMatrix(NUM_CLASSES)
     matrix.add(torch.from_numpy(label), torch.from_numpy(prediction))
     counts = matrix.counts.numpy()
     assert 100 * found.mean == pytest.approx(100 * (15 / 16 + 1 + 0) / 3)

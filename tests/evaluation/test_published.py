@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from city import NAMES, SUBSETS
 
 from da.config import UserError
 from da.evaluation import published
 from da.evaluation.infer import EvalConfig, predict_labels, window_starts
-from da.labels import NAMES, SUBSETS
 
 LITERATURE = published.read()
 ROUNDING = 0.1  # classes and mean are each rounded to 0.1, so the two can differ by 0.05 + 0.05

@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import yaml
+from city import NAMES
 from tiny import tiny
 
 from da.cli import main
 from da.config import UserError
 from da.evaluation import compare, page, published, tables
 from da.evaluation.report import table
-from da.labels import NAMES
 from da.report import _completed
 from da.run import load_config
 
@@ -549,7 +549,7 @@ def test_error_map_marks_wrong_and_ignored_pixels():
     image = np.full((1, 3, 3), 100, np.uint8)
     label = np.array([[(128, 64, 128), (128, 64, 128), (0, 0, 0)]], np.uint8)
     prediction = np.array([[(128, 64, 128), (70, 70, 70), (70, 70, 70)]], np.uint8)
-    right, wrong, ignored = page.error_map(image, label, prediction)[0].astype(int)
+    right, wrong, ignored = page.error_map(image, label, prediction, (0, 0, 0))[0].astype(int)
     assert right[0] == right[1] == right[2]
     assert wrong[0] > 2 * wrong[1]
     assert ignored.max() < 60

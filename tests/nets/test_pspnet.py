@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from city import NUM_CLASSES
 from pydantic import ValidationError
 from torch import nn
 
@@ -21,7 +22,7 @@ def small(**settings) -> PSPNet:
         "weights": "none",
         "dropout": 0.0,
     }
-    return PSPNet(PSPNetConfig(**defaults | settings))
+    return PSPNet(PSPNetConfig(**defaults | settings), NUM_CLASSES)
 
 
 def on_meta(**settings) -> PSPNet:

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import yaml
+from city import NUM_CLASSES
 from test_parity import ReferenceSemseg, randomise
 from torchvision.models import resnet18
 
@@ -56,7 +57,9 @@ def test_backbone_brings_its_input_statistics(tmp_path, capsys):
     out = tmp_path / "out.pth"
     assert main(["caffe", str(tmp_path / "in.pth"), str(out)]) == 0
     assert "left out: 2: fc.weight, fc.bias" in capsys.readouterr().out
-    net = PSPNet(PSPNetConfig(backbone="resnet18", stem="caffe", contract_dilation=False, weights=str(out)))
+    net = PSPNet(
+        PSPNetConfig(backbone="resnet18", stem="caffe", contract_dilation=False, weights=str(out)), NUM_CLASSES
+    )
     assert net.mean.tolist() == pytest.approx(CAFFE_MEAN)
     assert net.std.tolist() == pytest.approx([1 / 255] * 3)
     own, foreign = (torch.load(tmp_path / f, weights_only=True)["conv1.weight"] for f in ("out.pth", "in.pth"))

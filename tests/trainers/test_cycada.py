@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from city import CITY
 from test_contract import backward, batch
 from tiny import tiny
 
@@ -199,14 +200,16 @@ class TestPixel:
 
     def test_tensorboard_shows_each_picture_above_its_prediction(self, make, monkeypatch):
         trainer, seen = make("cycada_pixel"), []
-        monkeypatch.setattr(visualize, "grid", lambda rows, titles: seen.extend(rows))
+        monkeypatch.setattr(visualize, "grid", lambda rows, titles, few: seen.extend(rows))
         training_picture(make_stepper(trainer, trainer.config, torch.device("cpu")), batch())
         assert [len(row) for row in seen] == [3, 3, 3, 3]
         image = batch().src_image[:1].float() / 255
         assert np.array_equal(seen[0][0], visualize.to_picture(batch().src_image[0]))
         with torch.no_grad():
             label = trainer.segmenter(image, "source").main[0].argmax(0)
-        assert np.mean(seen[1][0] == visualize.colorize(label.to(torch.uint8))) > 0.99  # its own rounding to [-1, 1]
+        assert (
+            np.mean(seen[1][0] == visualize.colorize(label.to(torch.uint8), CITY)) > 0.99
+        )  # its own rounding to [-1, 1]
 
     def test_translates_and_shows_rows_of_three(self, make):
         trainer = make("cycada_pixel")
