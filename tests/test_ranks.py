@@ -13,38 +13,47 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import METHOD_FILES, REPOSITORY, overrides, segmenter_checkpoint
+from tiny import METHOD_FILES, REPOSITORY, train_words
+
+from da.trainers import base
 
 pytestmark = pytest.mark.slow
 
-# The rates are the papers': at the miniature's, up to two hundred times higher, rounding grows faster.
-SETTINGS = {
-    "source_only": ("method.lr=2.5e-4", "method.head_lr_mult=10"),
-    "adaptsegnet": ("method.lr=2.5e-4", "method.head_lr_mult=10", "method.lr_d=1e-4"),
-    "cycada_pixel": ("method.blocks=1", "method.width=8", "method.pool=3"),
-    "cycada_feature": ("method.dropout_d=0.0", "method.lr=1e-5", "method.lr_d=1e-5", "method.momentum=0.99"),
-}
+METHODS = base.methods()
+EXTRA = {"cycada_pixel": ("method.pool=3",)}  # few enough for 20 updates to use the pool
+WITHOUT_JITTER = {"cycada_pixel"}  # it refuses data.jitter
 FROZEN, SYNC = "model.bn=frozen", "model.bn=sync"
 
 
 @pytest.fixture
 def run(tmp_path, gta5_root, cityscapes_root):
     def train(method: str, world: int, updates: int, *extra: str, double: bool = False) -> Path:
-        file = str(REPOSITORY / f"experiments/mini/{METHOD_FILES[method]}.yaml")
-        settings = [*overrides(gta5_root, cityscapes_root), *SETTINGS[method], "model.dropout=0.0", *extra]
-        settings += [f"run.{key}={updates}" for key in ("steps", "val_every", "save_every")]
-        if method.startswith("cycada"):
-            settings.append(f"init={segmenter_checkpoint(gta5_root, cityscapes_root)}")
+        words = [*train_words(method, gta5_root, cityscapes_root), *EXTRA.get(method, ()), *defaults(method, "lr")]
+        words += [*defaults(method, "momentum"), *without_dropout(method), *extra]
+        words += [f"run.{key}={updates}" for key in ("steps", "val_every", "save_every")]
         runs = tmp_path / "-".join((str(world), *extra))
         start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
         program = [str(REPOSITORY / "tests/in_double.py")] if double else ["-m", "da"]
-        command = [sys.executable, *start, *program, "train", file, *settings, "--runs", str(runs)]
+        command = [sys.executable, *start, *program, "train", *words, "--runs", str(runs)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
         done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return runs / f"mini/{METHOD_FILES[method]}-seed0"
 
     return train
+
+
+def defaults(method: str, part: str) -> list[str]:
+    """The method's settings with `part` in their names, at the defaults of its `Config`, which are the paper's.
+
+    The miniature's rates are up to two hundred times higher: rounding would grow faster.
+    """
+    return [f"method.{name}={value}" for name, value in base.find(method).Config() if part in name]
+
+
+def without_dropout(method: str) -> list[str]:
+    """One process draws other masks for a whole batch than two processes for its halves."""
+    return ["model.dropout=0.0", *(f"{word.split('=')[0]}=0.0" for word in defaults(method, "dropout"))]
 
 
 def networks(run: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -60,18 +69,18 @@ def scores(run: Path) -> dict[str, float]:
     return json.loads((run / "summary.json").read_text())["scores"]
 
 
-@pytest.mark.parametrize("method", SETTINGS)
+@pytest.mark.parametrize("method", METHODS)
 def test_two_processes_train_what_one_does(run, method):
     one, two = (run(method, world, 20, SYNC, double=True) for world in (1, 2))
     assert_alike(one, two, 1e-8)
     assert scores(one) == scores(two)  # of the same confusion matrix
 
 
-@pytest.mark.parametrize("method", SETTINGS)
+@pytest.mark.parametrize("method", METHODS)
 def test_two_processes_train_what_one_does_in_two_micro_batches(run, method):
     """To the last bit, with everything random on."""
-    random = ["model.dropout=0.1", "data.jitter=0.2"] if method != "cycada_pixel" else []
-    random += ["method.dropout_d=0.5"] if method == "cycada_feature" else []
+    random = ["model.dropout=0.1", *defaults(method, "dropout")]
+    random += [] if method in WITHOUT_JITTER else ["data.jitter=0.2"]
     one, two = run(method, 1, 20, FROZEN, *random, "run.accumulate=2"), run(method, 2, 20, FROZEN, *random)
     a, b = (networks(r) for r in (one, two))
     for name in a:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from runs import assert_continued, assert_same_result, checkpoint_step, last_step
-from tiny import REPOSITORY, overrides, segmenter_checkpoint
+from tiny import METHOD_FILES, REPOSITORY, train_words
+
+from da.trainers import base
 
 STEPS = 24
 LONGER = (
@@ -24,29 +26,25 @@ LONGER = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", ["source_only", "adaptsegnet_multi", "cycada_pixel", "cycada_feature"])
-def test_three_kills_change_nothing(experiment, tmp_path, gta5_root, cityscapes_root):
-    threads = "2" if experiment == "adaptsegnet_multi" else "1"  # two cost much where other tests run beside this one
+@pytest.mark.parametrize("method", base.methods())
+def test_three_kills_change_nothing(method, tmp_path, gta5_root, cityscapes_root):
+    threads = "2" if method == "adaptsegnet" else "1"  # two cost much where other tests run beside this one
     environment = os.environ | {"OMP_NUM_THREADS": threads}
+    words = [*train_words(method, gta5_root, cityscapes_root), *LONGER]
+    run = f"mini/{METHOD_FILES[method]}-seed0"
 
     def command(runs: Path) -> list[str]:
-        file = str(REPOSITORY / f"experiments/mini/{experiment}.yaml")
-        settings = [*overrides(gta5_root, cityscapes_root), *LONGER]
-        if experiment.startswith("cycada"):
-            settings.append(f"init={segmenter_checkpoint(gta5_root, cityscapes_root)}")
-        if experiment == "cycada_pixel":
-            settings += ["method.blocks=1", "method.width=8"]
-        return [sys.executable, "-m", "da", "train", file, *settings, "--runs", str(runs)]
+        return [sys.executable, "-m", "da", "train", *words, "--runs", str(runs)]
 
     def run_to_the_end(runs: Path, start: int) -> Path:
         done = subprocess.run(command(runs), cwd=REPOSITORY, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert_continued(done.stdout, start)
-        return runs / f"mini/{experiment}-seed0"
+        return runs / run
 
     straight = run_to_the_end(tmp_path / "straight", 0)
 
-    killed = tmp_path / "killed" / f"mini/{experiment}-seed0"
+    killed = tmp_path / "killed" / run
     rng = random.Random()
     for low, high in ((1, 6), (9, 14), (17, 22)):
         moment, start = rng.randint(low, high), checkpoint_step(killed)

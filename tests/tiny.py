@@ -21,6 +21,7 @@ SETTINGS = (
     "run.device=cpu",
 )
 METHOD_FILES = {method: method for method in base.methods()} | {"adaptsegnet": "adaptsegnet_multi"}
+SMALLER = {"cycada_pixel": ("method.blocks=1", "method.width=8")}  # the settings above leave its own networks large
 
 
 def overrides(gta5_root: Path, cityscapes_root: Path) -> list[str]:
@@ -30,6 +31,15 @@ def overrides(gta5_root: Path, cityscapes_root: Path) -> list[str]:
         f"data.val.root={cityscapes_root}",
         *SETTINGS,
     ]
+
+
+def train_words(method: str, gta5_root: Path, cityscapes_root: Path) -> list[str]:
+    """What follows `python -m da train` for the method's experiment: the file, the fixtures' folders, what it starts
+    from, and tiny sizes."""
+    name = METHOD_FILES[method]
+    init = tiny(name, gta5_root, cityscapes_root).init
+    words = [str(REPOSITORY / f"experiments/mini/{name}.yaml"), *overrides(gta5_root, cityscapes_root)]
+    return [*words, *SMALLER.get(method, ()), *([] if init is None else [f"init={init}"])]
 
 
 def tiny(name: str, gta5_root: Path, cityscapes_root: Path, *extra: str) -> base.Experiment:
