@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 from da.config import UserError
 from da.engine.interrupt import INTERRUPTS, stop_now
@@ -42,8 +43,8 @@ def parser() -> argparse.ArgumentParser:
         description="Train an experiment. The run lives in RUNS/<experiment>/<name>-seed<seed>; the same command "
         "continues it where it stopped and leaves a finished run alone.",
     )
-    train.add_argument("words", nargs="+", metavar="FILE.yaml | key=value", help="experiment, then what to change")
-    train.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    _add_words(train, "FILE.yaml", "experiment, then what to change")
+    _add_runs(train)
     train.add_argument(
         "--check",
         action="store_true",
@@ -59,13 +60,8 @@ def parser() -> argparse.ArgumentParser:
         description="Score run folders or checkpoint files on their validation split and print one table. The result "
         "is also written beside each run, as evaluation_<checkpoint>[_<protocol>][_<settings>].json.",
     )
-    evaluate.add_argument("words", nargs="+", metavar="RUN | key=value", help="run folders or checkpoints; overrides")
-    evaluate.add_argument(
-        "--checkpoint",
-        choices=("last", "best"),
-        default="last",
-        help="which one of a run folder (best was chosen with target labels; default: last)",
-    )
+    _add_words(evaluate, "RUN", "run folders or checkpoints; overrides")
+    _add_checkpoint_option(evaluate)
     evaluate.add_argument("--figure", type=Path, help="also draw image, label and each run's prediction to this PNG")
     evaluate.add_argument(
         "--protocol",
@@ -91,9 +87,7 @@ def parser() -> argparse.ArgumentParser:
         description="Translate the source images of a cycada_pixel run. OUT becomes a data root in the source's own "
         "layout: same names, labels linked. Killed and called again it goes on; OUT is there when all of it is.",
     )
-    translate.add_argument(
-        "words", nargs="+", metavar="RUN OUT | key=value", help="run folder, new data root; overrides"
-    )
+    _add_words(translate, "RUN OUT", "run folder, new data root; overrides")
     translate.add_argument("--batch", type=int, default=4, help="images translated at a time (default: 4)")
     translate.add_argument(
         "--agreement",
@@ -116,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
         "--table",
         help="all runs below RUNS/TABLE, for example mini, gta2city or synthia2city; supervised: published rows",
     )
-    report.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    _add_runs(report)
     report.add_argument("-o", "--out", type=Path, default=Path("report"), help="folder to write (default: report)")
     report.add_argument("--pictures", type=int, default=4, help="validation images to show (default: 4; 0: none)")
     report.set_defaults(call=_report)
@@ -124,13 +118,13 @@ def parser() -> argparse.ArgumentParser:
     predict = commands.add_parser(
         "predict",
         help="segment pictures, folders, videos and image sequences",
-        description="Segment pictures, folders of them, videos, and image sequences (frames/%%06d.png), each at its "
+        description="Segment pictures, folders of them, videos, and image sequences (frames/%06d.png), each at its "
         "own size (videos: with even sides), with a trained checkpoint. What cannot be read, or not to its end, is "
         "named and skipped, and the exit code is then 1. Images are resized as in the run's own evaluation; "
         "eval.input_size=null leaves them as they are.",
     )
-    predict.add_argument("run", type=Path, metavar="CHECKPOINT", help="run folder or checkpoint file")
-    predict.add_argument("words", nargs="*", metavar="INPUT | key=value", help="what to segment; eval.* overrides")
+    _add_checkpoint(predict)
+    _add_words(predict, "INPUT", "what to segment; eval.* overrides", nargs="*")
     predict.add_argument("-o", "--out", type=Path, required=True, help="folder for the results and legend.png")
     predict.add_argument(
         "--what",
@@ -141,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
         "label files; probabilities: compressed NumPy file",
     )
     predict.add_argument("--opacity", type=float, default=0.5, help="of the colours in the overlay (default: 0.5)")
-    predict.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of a run folder")
+    _add_checkpoint_option(predict)
     predict.set_defaults(call=_predict)
 
     export = commands.add_parser(
@@ -150,10 +144,10 @@ def parser() -> argparse.ArgumentParser:
         description="Write an ONNX file: image (B, 3, H, W), RGB in [0, 1] -> logits (B, classes, H, W). Any batch, "
         "any size from 32x32 on; it is compared with PyTorch where onnxruntime is installed.",
     )
-    export.add_argument("run", type=Path, metavar="CHECKPOINT", help="run folder or checkpoint file")
+    _add_checkpoint(export)
     export.add_argument("out", type=Path, metavar="OUT.onnx")
     export.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="fix the size of the image")
-    export.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of a run folder")
+    _add_checkpoint_option(export)
     export.set_defaults(call=_export)
 
     data = commands.add_parser("data", help="check or cache a data set, or render the miniature")
@@ -217,16 +211,38 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_data_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", type=Path, help="folder of the data set")
-    parser.add_argument(
+def _add_words(command: argparse.ArgumentParser, what: str, help: str, nargs: Literal["+", "*"] = "+") -> None:
+    """`what` and overrides, which may stand in any order (`_split`)."""
+    command.add_argument("words", nargs=nargs, metavar=f"{what} | key=value", help=help)
+
+
+def _add_runs(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+
+
+def _add_checkpoint(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", type=Path, metavar="CHECKPOINT", help="run folder or checkpoint file")
+
+
+def _add_checkpoint_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--checkpoint",
+        choices=("last", "best"),
+        default="last",
+        help="which one of a run folder (best was chosen with target labels; default: last)",
+    )
+
+
+def _add_data_set(command: argparse.ArgumentParser) -> None:
+    command.add_argument("root", type=Path, help="folder of the data set")
+    command.add_argument(
         "--as",
         dest="dataset",
         required=True,
         metavar="DATASET",
         help="gta5, cityscapes, synthia, a name in da/data/sets, or a description file (.yaml)",
     )
-    parser.add_argument(
+    command.add_argument(
         "--classes", metavar="NAME | FILE.yaml", help="a name in da/classes, or a class list (default: cityscapes19)"
     )
 

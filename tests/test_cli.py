@@ -300,6 +300,12 @@ def test_help_answers_without_torch():
     assert "train" in done.stdout
 
 
+def test_help_shows_the_pattern_of_a_sequence_as_it_is_typed(capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])
+    assert "(frames/%06d.png)" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_two_processes_score_the_network_they_save(command, tmp_path):
     """Each process gathers batch statistics of its own images; what is scored and saved is their mean."""
