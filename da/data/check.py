@@ -94,7 +94,7 @@ def check_root(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[s
         label_problems = report.fatal if found_set.checked.get(split, True) else report.warnings
         missing = folders.missing_labels(samples)
         label_problems += [f"{s.label}: missing, the label of {s.image}" for s in missing]
-        if not splits:
+        if not splits and found_set.everything is None:
             own_problems += [f"{path}: a label without an image" for path in _orphans(samples)]
         lost = {s.name for s in missing}
         samples = [s._replace(label=None) if s.name in lost else s for s in samples]
@@ -117,6 +117,9 @@ def check_root(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[s
                 for name, count in zip(classes.names, pixels)
                 if not count and pixels.any()
             ]
+    if not splits and found_set.everything:
+        alone = _without_a_partner(found_set.everything(root), missing_already=report.fatal)
+        (report.fatal if found_set.own else report.warnings).extend(alone)
     both = (list(images.values()) for digest, images in seen.items() if digest and len(images) > 1)
     (report.fatal if found_set.own else report.warnings).extend(
         f"{images[0]} and {images[1]}: the same picture in two splits; take it out of one" for images in both
@@ -135,9 +138,19 @@ def _scans(report: Report, dataset: DataSet, splits: Sequence[str]) -> dict[str,
             found[split] = dataset.scan(report.root, split, True)
         except UserError as error:
             problems.append(str(error))
+    if dataset.own and not splits and len(found) > 1:
+        found.pop("all", None)  # of which the others are parts
     report.fatal += problems[:1] if dataset.own and not splits and not found else []
     report.fatal += problems if splits or not dataset.own else []
     return found
+
+
+def _without_a_partner(samples: list[Sample], missing_already: list[str]) -> list[str]:
+    """Labels without an image, and images without a label that no split names."""
+    lost = [f"{s.label}: missing, the label of {s.image}" for s in folders.missing_labels(samples)]
+    return [f"{path}: a label without an image" for path in _orphans(samples)] + [
+        text for text in lost if text not in missing_already
+    ]
 
 
 def _orphans(samples: list[Sample]) -> list[Path]:
@@ -215,7 +228,7 @@ def _examine(dataset: str, classes: LabelSpace, sample: Sample) -> _Findings:
     try:
         label = folders.find(dataset).read_label(sample.label, classes)
     except UserError as error:
-        found.label.append(_explained(str(error), sample.label, classes))
+        found.label.append(_explained(str(error), sample.label, classes, folders.find(dataset).scheme(classes)))
     else:
         counts = np.bincount(label.ravel(), minlength=IGNORE + 1)
         found.pixels[:] = [*counts[: len(classes)], counts[IGNORE]]
@@ -223,7 +236,8 @@ def _examine(dataset: str, classes: LabelSpace, sample: Sample) -> _Findings:
             sizes = f"{label.shape[1]}x{label.shape[0]}, its image {image.shape[1]}x{image.shape[0]}"
             turned = label.shape == image.shape[1::-1]
             (found.label if turned else found.size).append(
-                f"{sample.label}: {sizes}; " + ("one of them is turned" if turned else "training resizes the label")
+                f"{sample.label}: {sizes}; "
+                + ("one of them is turned" if turned else "training would resize the label")
             )
     return found._replace(values=_values(sample.label))
 
@@ -248,12 +262,19 @@ def _values(path: Path) -> frozenset[int]:
     )
 
 
-def _explained(message: str, path: Path, classes: LabelSpace) -> str:
-    """What a person may do about a label that is a picture."""
+def _explained(message: str, path: Path, classes: LabelSpace, scheme: Scheme) -> str:
+    """What a person may do about a label that is a picture, or was made from one."""
     try:
         stored = folders.read_stored(path)
     except UserError:
         return message
+    if stored.ndim == 2 and "channel" not in message and (scheme.table is not None):
+        strange = [v for v in np.unique(stored).tolist() if not 0 <= v < 256 or not scheme.known[v]]
+        if len(strange) >= 3 and all(np.abs(np.flatnonzero(scheme.known) - v).min() <= NEAR for v in strange):
+            return (
+                f"{path}: {len(strange)} values that are not {scheme.title}, all close to some: stored with loss "
+                "(JPEG) or resized smoothly; make it again"
+            )
     if stored.ndim != 3 or stored.shape[-1] < 3 or "channel" not in message:
         return message
     rgb = stored[..., :3]

@@ -98,7 +98,7 @@ def describe(root: Path, out: Path) -> str:
     settings = [
         f"data.{key}.{k}={v}"
         for key, split in (("source", train), ("val", val))
-        for k, v in (("dataset", description), ("split", split))
+        for k, v in (("dataset", description), ("root", root.resolve()), ("split", split))
     ]
     return "\n".join(
         [

@@ -4,6 +4,7 @@ The shipped ones are the files of `da/data/sets`; `da/data/sets/folders.yaml` ex
 by its path: `data.source.dataset=my_set.yaml`.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -128,7 +129,7 @@ def _data_set(name: str, path: Path, of: Description) -> DataSet:
     return DataSet(
         name,
         tuple(of.splits),
-        dict.fromkeys([*usual, *(["all"] if own and "all" in of.splits else [])] or of.splits, True),
+        dict.fromkeys([*usual, *(["all"] if name == PLAIN else [])] or of.splits, True),
         of.root,
         tree,
         functools.partial(_scan, of, path, tree),
@@ -137,6 +138,7 @@ def _data_set(name: str, path: Path, of: Description) -> DataSet:
         tuple(split.list for split in of.splits.values() if split.list),
         own,
         version,
+        functools.partial(_everything, of, path, tree),
     )
 
 
@@ -162,6 +164,16 @@ def _scan(of: Description, path: Path, tree: str, root: Path, split: str, with_l
     if names is None:
         return samples
     return folders.select(samples, folders.read_list(root, names, tuple(of.splits)), root, names)
+
+
+def _everything(of: Description, path: Path, tree: str, root: Path) -> list[Sample]:
+    """The labelled images of all splits, whatever their lists name."""
+    found: dict[Path, Sample] = {}
+    for split in of.splits.values():
+        whole = of.model_copy(update={"splits": {"all": split.model_copy(update={"list": None})}})
+        with contextlib.suppress(UserError):  # a split that is not there, or has no labels
+            found |= {sample.image: sample for sample in _scan(whole, path, tree, root, "all")}
+    return list(found.values())
 
 
 def _filled(pattern: str, words: Mapping[str, str]) -> str:

@@ -66,6 +66,7 @@ class DataSet:
         lists: files below the root that name the samples of splits.
         own: whether it is somebody's own, so that `data check` takes nothing about it for known.
         version: of a description, changes with its text.
+        everything: (root) -> all labelled images, whatever the lists of splits name; None where splits are folders.
     """
 
     name: str
@@ -79,6 +80,7 @@ class DataSet:
     lists: tuple[str, ...] = ()
     own: bool = False
     version: str = ""
+    everything: Callable[[Path], list[Sample]] | None = None
 
     def index(self, root: Path, split: str, with_labels: bool = True) -> list[Sample]:
         """`scan`, every label file present.
