@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import json
 import math
 import re
@@ -161,7 +162,10 @@ def _name(run: Path) -> str:
 
 def _named_settings(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """The settings that change a result, as parts of a file name: `eval.` as `key=value`, and the values of others."""
-    given = sorted(flatten(read_tree((), overrides).values).items())
+    values = read_tree((), overrides).values
+    if merge := values.get("eval", {}).pop("merge", None):  # too long for a name
+        values["eval"]["merge"] = hashlib.sha256(json.dumps(merge, sort_keys=True).encode()).hexdigest()[:6]
+    given = sorted(flatten(values).items())
     changed = [f"{key.removeprefix('eval.')}={json.dumps(value)}" for key, value in given if key.startswith("eval.")]
     others = [
         str(value) for key, value in given if key.startswith(("data.val.", "data.classes")) or key == "run.precision"

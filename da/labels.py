@@ -137,7 +137,8 @@ class LabelSpace:
         tree = Tree()
         tree.add(content, where)
         file = check(_File, tree)
-        self.name, self.content, self.where = name, dict(content), where
+        self.name, self.where = name, where
+        self.content: dict[str, Any] = json.loads(json.dumps(content))  # keys are text
         self.names = tuple(file.classes)
         if not 2 <= len(self) <= MAX_CLASSES:
             raise UserError(f"{where}: classes: {len(self)} of them; give 2 to {MAX_CLASSES}")
@@ -174,7 +175,7 @@ class LabelSpace:
 
     @functools.cached_property
     def _text(self) -> str:
-        return json.dumps(self.content)
+        return json.dumps([self.names, self.content], sort_keys=True)
 
     @property
     def is_shipped(self) -> bool:

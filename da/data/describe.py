@@ -336,7 +336,7 @@ def _shipped_fit(values: list[int], colors: dict[int, tuple[int, int, int]], by_
     """A shipped class list and its scheme that the values and their colours belong to."""
     for name in shipped():
         space = label_space(name)
-        for scheme_name in space.schemes:
+        for scheme_name in dict.fromkeys([space.stored_as, *space.schemes]):
             scheme = space.scheme(scheme_name)
             if by_color and scheme.table is None and len(values) > 3 and set(values) <= scheme.colors.keys():
                 return name, scheme_name

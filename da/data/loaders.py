@@ -43,16 +43,21 @@ from da.tune import tune
 T = TypeVar("T")
 
 
+def _as_tuple(given: DomainConfig | tuple[DomainConfig, ...]) -> tuple[DomainConfig, ...]:
+    if given == ():
+        raise ValueError("an empty list; give at least one entry")
+    return given if isinstance(given, tuple) else (given,)
+
+
 # One entry, or a list of them that share a stream by their weights; in files one stands without the list. What stands
 # in brackets is left out of error messages.
 if TYPE_CHECKING:
     Domains = tuple[DomainConfig, ...]
 else:
     Domains = Annotated[
-        Annotated[DomainConfig, Tag("(one)")]
-        | Annotated[tuple[DomainConfig, ...], Field(min_length=1), Tag("(several)")],
+        Annotated[DomainConfig, Tag("(one)")] | Annotated[tuple[DomainConfig, ...], Tag("(several)")],
         Discriminator(lambda given: "(several)" if isinstance(given, list | tuple) else "(one)"),
-        AfterValidator(lambda entries: entries if isinstance(entries, tuple) else (entries,)),
+        AfterValidator(_as_tuple),
         PlainSerializer(lambda entries: entries[0] if len(entries) == 1 else entries),
     ]
 

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from da.data.sampler import GlobalBatches, derive_seed, sample_index
+from da.data.sampler import BLOCK, GlobalBatches, derive_seed, few_of, mixed_index, sample_index
 
 
 def take(batches: GlobalBatches, count: int) -> list[list[int]]:
@@ -44,3 +44,21 @@ def test_shares_put_together_are_the_global_batch(world: int, accumulate: int) -
 
 def test_start_step_continues_the_stream() -> None:
     assert take(GlobalBatches(6, 5, 1, 3, 2), 4) == take(GlobalBatches(6, 0, 1, 3, 2), 14)[10:]
+
+
+def test_a_mixed_stream_has_its_shares_exactly_and_uses_each_entry_in_order() -> None:
+    weights = (3.0, 1.0, 0.5)
+    found = [mixed_index(5, "source", n, weights) for n in range(3 * BLOCK)]
+    counts = [sum(entry == e for entry, _ in found) for e in range(3)]
+    assert counts == [3 * 667, 3 * 222, 3 * 111]
+    for e in range(3):
+        assert [place for entry, place in found if entry == e] == list(range(counts[e]))
+    assert mixed_index(5, "source", 2 * BLOCK + 17, weights) == found[2 * BLOCK + 17]
+    assert found[:BLOCK] != found[BLOCK : 2 * BLOCK]
+    assert [mixed_index(6, "source", n, weights) for n in range(BLOCK)] != found[:BLOCK]
+
+
+def test_few_are_the_first_of_a_draw() -> None:
+    assert few_of(60, 60, 0) == list(range(60))
+    assert set(few_of(60, 5, 1)) < set(few_of(60, 20, 1))
+    assert few_of(60, 5, 1) != few_of(60, 5, 2)
