@@ -348,6 +348,8 @@ def _train(options: argparse.Namespace) -> int:
         train(load_config(*_experiment(options.words)), options.runs)
     except Stopped as stopped:
         code = stopped.code
+        if stopped.alone:  # the others cannot be asked to leave the group; they see the file
+            return 0 if _leave(code) and stop_file else code
     except RuntimeError:
         if stop_file and stop_file.exists():  # another process left and said why, and this one missed it
             return 1
@@ -476,6 +478,7 @@ def _miniature(options: argparse.Namespace) -> int:
 
 def _cache(options: argparse.Namespace) -> int:
     from da.data import cache, folders
+    from da.data.loaders import workers_watched
     from da.engine.log import say
     from da.labels import DEFAULT, label_space
 
@@ -486,7 +489,8 @@ def _cache(options: argparse.Namespace) -> int:
     classes = label_space(options.classes or DEFAULT)
     todo = cache.plan(options.dataset, options.root, size, split, not options.images_only, classes)
     say(todo.text())
-    cache.build(todo, max(0, options.workers))
+    with workers_watched():
+        cache.build(todo, max(0, options.workers))
     say(f"{todo.folder}: complete for split {split}")
     return 0
 

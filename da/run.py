@@ -132,7 +132,8 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     val = val_samples(config.data.val, config.data.classes, dist.rank(), dist.world(), config.data.workers)
 
     def validate(step: int, limit: int | None) -> Scalars:
-        counts, pictures = evaluate(stepper, config, val, limit, None if limit else stop.watch)
+        watch = stop.watch if limit is None else lambda items, _: stop.awaited(items)
+        counts, pictures = evaluate(stepper, config, val, limit, watch)
         if not counts.any():
             of = config.data.val
             raise UserError(f"data.val: no pixel of {of.dataset} {of.split} has a label; name a split with labels")
@@ -163,6 +164,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         {"config": json.dumps(config.model_dump(mode="json"))},
         lambda states, source: load_modules(trainer.modules, states, source),
         stop.poll,
+        stop.waiting,
         config.data.classes.groups,
     )
     say(f"run {where} on {device}: {config.run.steps} steps, {dist.world()} process(es), {config.run.precision}")
@@ -226,15 +228,15 @@ def evaluate(
     config: base.Experiment,
     val: Loaded[ValSample],
     limit: int | None = None,
-    watch: Callable[[Iterable[ValSample], int], Iterable[ValSample]] | None = None,
+    watch: Callable[[Iterable[ValSample], int], Iterable[ValSample]] = lambda items, _: items,
     keep: Callable[[str, Tensor], None] | None = None,
 ) -> tuple[np.ndarray, list[list[np.ndarray]]]:
     """The confusion matrix over `val`, (classes, classes), and `run.pictures` rows of image, prediction, label and
     entropy. Under `eval.merge` predictions are scored as what they are merged into, and there may be a last column, of
     those that are merged into nothing.
 
-    `watch(val, len(val))` may cut the validation off by an exception. `keep` is called with the name and the (H, W)
-    uint8 trainIds of every prediction, in the classes of the segmenter.
+    `watch(samples, their number)` may cut the validation off by an exception. `keep` is called with the name and the
+    (H, W) uint8 trainIds of every prediction, in the classes of the segmenter.
     """
     stepper.agree()
     stepper.eval()
@@ -244,8 +246,8 @@ def evaluate(
     merge = None if table is None else torch.from_numpy(table).to(stepper.device)
     matrix = ConfusionMatrix(len(classes), stepper.device, len(classes) + (merge is not None))
     pictures: list[list[np.ndarray]] = []
-    samples = watch(val, len(val)) if watch else islice(val, limit)
-    for sample in bar(samples, "validation", limit or len(val)):
+    count = limit or len(val)
+    for sample in bar(watch(islice(val, limit), count), "validation", count):
         image, label = (t.to(stepper.device, non_blocking=True) for t in (sample.image, sample.label))
         if config.eval.label_size:
             width, height = config.eval.label_size

@@ -7,12 +7,11 @@ interruptions.
 
 import contextlib
 import multiprocessing
-import os
 import signal
-import threading
 import traceback
 from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar
 
@@ -30,10 +29,11 @@ from pydantic import (
     model_validator,
 )
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision import tv_tensors
 
 from da.config import Section, UserError
-from da.data import folders
+from da.data import folders, processes
 from da.data.frames import Frames, require_upright
 from da.data.sampler import GlobalBatches, derive_seed, few_of, mixed_index, sample_index
 from da.data.transforms import DomainConfig, FolderConfig, Geometry
@@ -270,15 +270,41 @@ WORKERS.set_forkserver_preload([__name__])
 # finishes: they leave these to it.
 JOB_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
+CHECK_EVERY = 5.0  # seconds of waiting after which it is seen whether the loading processes live
+PATIENCE = 30 * 60.0  # seconds without a batch after which the disk counts as gone
+# File descriptors of this process: one for each tensor of a batch that is here or on its way, and the pipes.
+DESCRIPTORS, DESCRIPTORS_PER_WORKER = 12, 7
+
 # How torch begins to say that a worker died; the second where a thread copies batches to pinned memory, on a GPU.
 WORKER_DIED = ("DataLoader worker", "Pin memory thread exited unexpectedly")
+
+
+class _Items(_MultiProcessingDataLoaderIter):
+    """Batches from loading processes, waited for, but not for ever."""
+
+    empty = 0  # times in a row that `CHECK_EVERY` seconds brought nothing
+
+    def _try_get_data(self, timeout: float = CHECK_EVERY) -> tuple[bool, Any]:
+        there, data = super()._try_get_data(timeout)
+        self.empty = 0 if there else self.empty + 1
+        if self.empty * timeout >= PATIENCE:
+            raise UserError(
+                f"no batch came from the data loading processes for {PATIENCE / 60:.0f} minutes; see whether the disk "
+                "with the data answers, and the same command goes on"
+            )
+        return there, data
+
+
+class _Loader(DataLoader[Any]):
+    def _get_iterator(self) -> Any:
+        return _Items(self) if self.num_workers else super()._get_iterator()
 
 
 class Loaded(Generic[T]):
     """What a DataLoader yields, with the UserErrors that its workers met raised here, in the main process."""
 
     def __init__(self, dataset: Dataset[Any], workers: int, **options: Any) -> None:
-        self.loader = DataLoader(
+        self.loader = _Loader(
             dataset,
             num_workers=workers,
             multiprocessing_context=WORKERS if workers else None,
@@ -292,21 +318,35 @@ class Loaded(Generic[T]):
         return len(self.loader)
 
     def __iter__(self) -> Iterator[T]:
-        if self.loader.num_workers:
-            _start_servers()
-        items = iter(self.loader)
+        items = self._start()
         while True:
             try:
                 item = next(items)
             except StopIteration:
                 return
-            except (ConnectionError, EOFError, FileNotFoundError) as error:
+            except (OSError, EOFError, RuntimeError) as error:
                 if str(error).startswith("Caught "):  # raised by the data set, in a living worker
                     raise
-                raise RuntimeError("DataLoader worker was gone before its batch had come over") from error
+                if self.loader.num_workers and (lack := processes.shortage(error)):
+                    raise UserError(lack) from error
+                if isinstance(error, ConnectionError | EOFError | FileNotFoundError):
+                    raise RuntimeError("DataLoader worker was gone before its batch had come over") from error
+                raise
             if isinstance(item, UserError):
                 raise item
             yield item
+
+    def _start(self) -> Iterator[Any]:
+        workers = self.loader.num_workers
+        if not workers:
+            return iter(self.loader)
+        processes.require_descriptors(DESCRIPTORS + workers * DESCRIPTORS_PER_WORKER)
+        try:
+            _start_servers()
+            return iter(self.loader)
+        except (OSError, EOFError) as error:
+            lack = processes.shortage(error) or f"data loading processes cannot be started ({error}); run again"
+            raise UserError(lack) from error
 
 
 def _start_servers() -> None:
@@ -325,7 +365,8 @@ def _start_worker(worker: int) -> None:
     that was killed: torch's own watch looks at the process that forked it.
     """
     tune()
-    threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+    processes.end_with_the_main_process()
+    Queue._on_queue_feeder_error = _say_instead  # type: ignore[attr-defined]
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -333,11 +374,9 @@ def _start_worker(worker: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, JOB_SIGNALS)
 
 
-def _end_with_the_main_process() -> None:
-    main = multiprocessing.parent_process()
-    if main is not None:
-        main.join()
-        os._exit(1)
+def _say_instead(queue: Any, error: Exception, item: tuple[int, Any]) -> None:
+    """Called in a worker where a batch cannot be sent: else it would be dropped, and waited for without end."""
+    queue.put((item[0], UserError(processes.shortage(error) or f"a batch could not be handed over ({error})")))
 
 
 @contextlib.contextmanager
@@ -350,6 +389,8 @@ def workers_watched() -> Iterator[None]:
         text = str(error)
         if not (isinstance(error, RuntimeError) and text.startswith(WORKER_DIED)):
             raise
+        if lack := processes.shortage(error):
+            raise UserError(lack) from error
         raise UserError(
             f"a data loading process died ({text.splitlines()[0].rstrip('. ')}), most often killed by the system for "
             "want of memory; lower data.workers or ask for more memory, and the same command goes on"

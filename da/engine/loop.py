@@ -1,5 +1,6 @@
 """When to step, log, validate, save and stop. Knows no method, no data set and no network."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -102,7 +103,8 @@ class Loop:
     `show(step, batch)` draws training pictures of the last micro-batch. `stamp` is stored in every checkpoint, so that
     one can be used alone; `load_modules(states, source)` fills the networks from one. `groups` of classes get a chart
     each.
-    `poll()` and `validate` raise `Stopped`, in all processes together, when the run is asked to stop.
+    `poll()` and `validate` raise `Stopped`, in all processes together, when the run is asked to stop; within
+    `waiting()`, around the wait for a batch, it is raised in this process.
 
     A run is stopped between an update with its log line and the validation and saving that may follow it. Its
     checkpoint says so (`half`), and continuing begins with what was left out.
@@ -120,10 +122,11 @@ class Loop:
         stamp: dict[str, Any],
         load_modules: Callable[[dict[str, Any], str], None],
         poll: Callable[[], None],
+        waiting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
         groups: Iterable[str] = (),
     ) -> None:
         self.stepper, self.config, self.folder = stepper, config, folder
-        self.validate, self.show, self.stamp, self.poll = validate, show, stamp, poll
+        self.validate, self.show, self.stamp, self.poll, self.waiting = validate, show, stamp, poll, waiting
         self.groups = tuple(groups)
         self.checkpoints = folder / "checkpoints"
         self.start, self.best = 0, {"step": 0, "val/mIoU": -1.0}
@@ -171,7 +174,14 @@ class Loop:
         mark, images, waited = time.monotonic(), 0, 0.0
         for step in range(first, config.steps):
             asked = time.monotonic()
-            micro = list(islice(stream, config.accumulate))
+            try:
+                with self.waiting():
+                    micro = list(islice(stream, config.accumulate))
+            except Stopped as stopped:
+                if step > self.start and not stopped.alone:
+                    self._save(step)
+                say(f"stopped by {stopped} while it waited for data; the same command goes on from what is saved")
+                raise
             waited += time.monotonic() - asked
             done, names = step + 1, [name for batch in micro for name in batch.names]
             logged: Scalars = {}
@@ -202,6 +212,8 @@ class Loop:
                     scores = self._validate(done)
                     self.show(done, micro[-1])
             except Stopped as stopped:
+                if stopped.alone:
+                    raise
                 self._save(done, {"logged": logged, "statistics": dist.gather(statistics or self._own_statistics())})
                 if stopped.time_is_up and self.half and done == self.start:
                     raise UserError(

@@ -1,5 +1,7 @@
 """Requests to stop, by a signal or by the time limit: all processes leave together, at the same point of the run."""
 
+import contextlib
+import math
 import os
 import re
 import signal
@@ -17,16 +19,21 @@ from da.engine.interrupt import INTERRUPTS, stop_now
 T = TypeVar("T")
 
 COME_BACK = 75  # EX_TEMPFAIL of sysexits.h
+GRACE = 10.0  # seconds that a wait for data may still take when the run is asked to stop
 TIME_IS_UP = 74  # a request only: it ends with COME_BACK
 CODES = {signal.SIGUSR1: COME_BACK, signal.SIGINT: 130, signal.SIGUSR2: 130, signal.SIGTERM: 143}
 REASONS = {TIME_IS_UP: "run.time_limit", COME_BACK: "SIGUSR1", 130: "SIGINT", 143: "SIGTERM"}
 
 
 class Stopped(Exception):
-    """The run was asked to stop. `code` is the exit code: 75 (SIGUSR1, time limit), 130 (SIGINT), 143 (SIGTERM)."""
+    """The run was asked to stop. `code` is the exit code: 75 (SIGUSR1, time limit), 130 (SIGINT), 143 (SIGTERM).
 
-    def __init__(self, request: int) -> None:
+    `alone`: this process was waiting for data; others may be anywhere, and nothing can be done together any more.
+    """
+
+    def __init__(self, request: int, alone: bool = False) -> None:
         super().__init__(REASONS[request])
+        self.alone = alone
         self.time_is_up = request == TIME_IS_UP
         self.code = COME_BACK if self.time_is_up else request
 
@@ -57,9 +64,11 @@ class StopRequests:
         started = float(os.environ.get("DA_STARTED", time.time()))
         self._deadline = started + limit if limit is not None else float("inf")
         self._group: Any = None
+        self._waits = False
 
     def __enter__(self) -> "StopRequests":
         self._before = {number: signal.signal(number, self._ask) for number in CODES}
+        self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._give_up)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -72,6 +81,42 @@ class StopRequests:
             stop_now()
         self._seen.add(number)
         self._code = self._code or CODES[signal.Signals(number)]
+        if self._waits:
+            self._limit_wait()
+
+    def _limit_wait(self) -> None:
+        left = 0.0 if self._code else self._deadline - time.time()
+        if math.isfinite(left):
+            signal.setitimer(signal.ITIMER_REAL, max(left, 0.0) + GRACE)
+
+    def _give_up(self, *_: object) -> None:
+        if self._waits:
+            raise Stopped(self._code or TIME_IS_UP, alone=dist.world() > 1)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around a wait for data, which may be without end where a disk does not answer.
+
+        Raises:
+            Stopped: in this process, where the data had not come `GRACE` seconds after it was asked to stop.
+        """
+        self._waits = True
+        self._limit_wait()
+        try:
+            yield
+        finally:
+            self._waits = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def awaited(self, items: Iterable[T]) -> Iterator[T]:
+        """`items`, with each wait for the next one as in `waiting`."""
+        iterator, end = iter(items), object()
+        while True:
+            with self.waiting():
+                item: Any = next(iterator, end)
+            if item is end:
+                return
+            yield item
 
     def poll(self) -> None:
         """Every process must call this equally often.
@@ -86,7 +131,7 @@ class StopRequests:
     def watch(self, items: Iterable[T], count: int) -> Iterator[T]:
         """The `count` `items` of this process, with a `poll` after each; processes with fewer of them poll on."""
         rounds = self._highest(count)
-        for item in items:
+        for item in self.awaited(items):
             yield item
             self.poll()
         for _ in range(count, rounds):

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import os
 import signal
@@ -218,3 +219,33 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
     (tmp_path / "previous.pt").unlink()
     with pytest.raises(UserError, match=r"no whole checkpoint is left \(broken: last.corrupt\)"):
         checkpoint.set_broken_aside(tmp_path)
+
+
+@pytest.mark.parametrize("asked", ["SIGTERM", "the time limit"])
+def test_a_wait_for_data_ends_soon_after_the_run_is_asked_to_stop(asked, tmp_path, monkeypatch):
+    """What was trained before the wait is saved."""
+    monkeypatch.setattr("da.engine.stop.GRACE", 0.3)
+
+    def hanging(start):
+        yield from itertools.islice(batches(start), 5)
+        if asked == "SIGTERM":
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        time.sleep(100)
+
+    with StopRequests(1 if asked == "the time limit" else None) as stop:
+        run = loop(tmp_path, Method())
+        run.waiting = stop.waiting
+        began = time.monotonic()
+        with pytest.raises(Stopped):
+            run.fit(hanging)
+    assert time.monotonic() - began < 20
+    assert checkpoint.load(tmp_path / "checkpoints/last.pt")["step"] == 5
+
+
+def test_a_wait_within_a_validation_ends_too(monkeypatch):
+    monkeypatch.setattr("da.engine.stop.GRACE", 0.3)
+    with StopRequests(None) as stop:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(Stopped):
+            list(stop.watch(iter(lambda: time.sleep(100), 0), 1))
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
