@@ -88,7 +88,7 @@ def busy(run: Path, when: str) -> Callable[[], bool]:
     return {
         "training": lambda: True,
         "validation": validating,
-        "checkpoint": (run / "checkpoints/fresh.writing").exists,
+        "checkpoint": lambda: any((run / "checkpoints").glob("fresh.*.writing")),
         "TensorBoard": lambda: written() != before,
     }[when]
 

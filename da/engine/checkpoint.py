@@ -4,14 +4,16 @@
     checkpoints/previous.pt       the one before it
     checkpoints/best.pt           networks at the best validation score (chosen with target labels: mark it so)
     checkpoints/step_00002000.pt  networks kept every `run.keep_every` steps
+    checkpoints/fresh.pt          for a moment: what becomes last.pt, newer than it
 
 A file is a torch archive, which `torch.load` reads, and behind it the SHA-256 of all its bytes, which `load` verifies
 before anything is used.
 """
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from da.config import UserError
+from da.engine import run_files
 
 SEAL = b"sha256:"  # opens the last bytes of a file; the digest in hexadecimal follows
 SEAL_BYTES = len(SEAL) + 64
@@ -45,36 +48,46 @@ class _Sealed:
         self._file.write(SEAL + self._digest.hexdigest().encode())
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
+def save(path: Path, state: dict[str, Any], confirm: Callable[[], None] = lambda: None) -> None:
     """Write `state` (tensors and plain values) so that a kill at any moment leaves the old or the new file.
+
+    Args:
+        path: the file.
+        state: what `load` gives back.
+        confirm: called when all is written, before it takes the old file's place; it may refuse by an exception.
 
     Raises:
         UserError: the disk refuses (full, quota, permission); what stood at `path` before stands there still.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".writing")
-    try:
-        with open(aside, "wb") as file:
-            sealed = _Sealed(file)
-            torch.save(state, cast(Any, sealed))  # all it asks for is `write` and `flush`
-            sealed.seal()
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:
-        aside.unlink(missing_ok=True)
-        last = find_last(path.parent)
-        kept = f"; the last checkpoint ({last}) is kept" if last else ""
-        raise UserError(f"{path}: could not be written ({_reason(error)}); free space and run again{kept}") from error
-    os.replace(aside, path)
+    with run_files.replacing(path) as fresh:
+        try:
+            with open(fresh, "wb") as file:
+                sealed = _Sealed(file)
+                torch.save(state, cast(Any, sealed))  # all it asks for is `write` and `flush`
+                sealed.seal()
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            last = find_last(path.parent)
+            kept = f"; the last checkpoint ({last}) is kept" if last else ""
+            raise UserError(
+                f"{path}: could not be written ({_reason(error)}); free space and run again{kept}"
+            ) from error
+        confirm()
 
 
-def save_last(folder: Path, state: dict[str, Any]) -> None:
-    """Write `last.pt`; the one that stood there becomes `previous.pt`."""
-    fresh, last = folder / "fresh.pt", folder / "last.pt"
-    save(fresh, state)
+def save_last(folder: Path, state: dict[str, Any], confirm: Callable[[], None] = lambda: None) -> None:
+    """Write `last.pt`; the one that stood there becomes `previous.pt`. `confirm`: see `save`."""
+    save(folder / "fresh.pt", state, confirm)
+    _to_last(folder)
+
+
+def _to_last(folder: Path) -> None:
+    last = folder / "last.pt"
     if last.exists():
         os.replace(last, folder / "previous.pt")
-    os.replace(fresh, last)
+    os.replace(folder / "fresh.pt", last)
 
 
 def find_last(folder: Path) -> Path | None:
@@ -87,13 +100,18 @@ def _newest_first(folder: Path) -> Iterator[Path]:
 
 
 def set_broken_aside(folder: Path) -> list[str]:
-    """Rename newest checkpoints that are broken to `*.corrupt`, so that `find_last` gives a whole one.
+    """Finish a save that a kill cut off: the newest is then `last.pt`. Rename newest checkpoints that are broken to
+    `*.corrupt`, so that `find_last` gives a whole one.
 
     Nothing is renamed before a whole one is found. Returns a line for each of them.
 
     Raises:
         UserError: some are broken and none is whole, or one cannot be read; all stay as they are.
     """
+    run_files.remove_left(folder)
+    with contextlib.suppress(UserError):
+        load(folder / "fresh.pt")
+        _to_last(folder)
     broken: dict[Path, Broken] = {}
     for path in _newest_first(folder):
         try:

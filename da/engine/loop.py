@@ -278,7 +278,7 @@ class Loop:
         if self.log:
             self.log.flush()
             state |= {"step": step, "best": self.best, "window": self.window.rows, "half": half, **self.stamp}
-            checkpoint.save_last(self.checkpoints, state)
+            checkpoint.save_last(self.checkpoints, state, self._confirm)
         dist.barrier()
 
     def _confirm(self) -> None:
@@ -289,7 +289,8 @@ class Loop:
         """Networks only, without the state of the optimisers."""
         if dist.is_main():
             modules = self.stepper.state_dict()["modules"]
-            checkpoint.save(self.checkpoints / name, {"step": step, "modules": modules, **self.stamp})
+            state = {"step": step, "modules": modules, **self.stamp}
+            checkpoint.save(self.checkpoints / name, state, self._confirm)
 
     def _last_good(self) -> Path | None:
         return checkpoint.find_last(self.checkpoints)

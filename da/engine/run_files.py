@@ -1,12 +1,13 @@
 """The run folder: the resolved configuration, what the run is made from, the environment, and the summary that marks a
 finished run."""
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 import yaml
 
 from da.config import Section, Tree, UserError, check, difference, flatten, parse_yaml
+
+OWN = ("config.yaml", "inputs.json", "environment.json", "metrics.jsonl", "summary.json")  # only its job writes them
 
 # Keys that change how fast a run goes or where it runs, never what comes out of it.
 FREE_KEYS = ("data.workers: ", "run.device: ", "run.time_limit: ")
@@ -34,6 +37,8 @@ def claim(folder: Path, config: Section, inputs: Mapping[str, str]) -> None:
     """
     path = folder / "config.yaml"
     resolved = config.model_dump(mode="json")
+    for name in OWN:
+        remove_left(folder, f"{name}*.writing")
     if _claimed(folder):
         changed = [line for line in difference(_read(path, config), resolved) if not line.startswith(FREE_KEYS)]
         if changed:
@@ -112,12 +117,33 @@ def _cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
+def aside(path: Path) -> Path:
+    """Where this process writes what becomes `path`: another one, also a job that took its place, writes elsewhere."""
+    return path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.writing")
+
+
+def remove_left(folder: Path, pattern: str = "*.writing") -> None:
+    """Remove what killed processes were writing in `folder`. Only for who holds its lock."""
+    for path in folder.glob(pattern):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write instead of `path`, which takes its place when written, whole or not at all."""
+    fresh = aside(path)
+    try:
+        yield fresh
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
-    aside = path.with_name(path.name + ".writing")
-    aside.write_text(text, encoding="utf-8")
-    to_disk(aside)
-    os.replace(aside, path)
+    with replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
+        to_disk(fresh)
 
 
 def to_disk(path: Path) -> None:

@@ -1,5 +1,6 @@
 """A checkpoint is whole or not there; what is broken is refused in one line."""
 
+import platform
 import resource
 import signal
 import warnings
@@ -36,6 +37,32 @@ def test_a_kill_between_the_renames_loses_nothing(tmp_path):
     assert checkpoint.load(checkpoint.find_last(tmp_path))["step"] == 3
     (tmp_path / "fresh.pt").unlink()
     assert checkpoint.load(checkpoint.find_last(tmp_path))["step"] == 2
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_save_that_a_kill_cut_off_between_its_renames_is_finished_at_the_next_start(tmp_path, renamed):
+    checkpoint.save_last(tmp_path, STATE | {"step": 1})
+    checkpoint.save_last(tmp_path, STATE | {"step": 2})
+    checkpoint.save(tmp_path / "fresh.pt", STATE | {"step": 3})
+    if renamed:
+        (tmp_path / "last.pt").rename(tmp_path / "previous.pt")
+    (tmp_path / "fresh.pt.elsewhere-7.writing").write_text("half of it")
+    assert not checkpoint.set_broken_aside(tmp_path)
+    assert {p.name: checkpoint.load(p)["step"] for p in tmp_path.iterdir()} == {"last.pt": 3, "previous.pt": 2}
+
+
+def test_a_process_that_was_suspended_in_a_save_leaves_what_another_one_saved(tmp_path, monkeypatch):
+    """That one wrote meanwhile, also to the file that is `fresh.pt` for both."""
+
+    def taken_over() -> None:
+        monkeypatch.setattr(platform, "node", lambda: "elsewhere")
+        checkpoint.save_last(tmp_path, STATE | {"step": 5})
+        raise UserError("taken over")
+
+    checkpoint.save_last(tmp_path, STATE | {"step": 1})
+    with pytest.raises(UserError, match="taken over"):
+        checkpoint.save_last(tmp_path, STATE | {"step": 2}, taken_over)
+    assert {p.name: checkpoint.load(p)["step"] for p in tmp_path.iterdir()} == {"last.pt": 5, "previous.pt": 1}
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "text", "pickle"])

@@ -15,7 +15,7 @@ from tiny import REPOSITORY, overrides
 from da.cli import main
 from da.config import UserError
 from da.data.loaders import Loaded, workers_watched
-from da.engine import checkpoint
+from da.engine import checkpoint, run_files
 
 
 @pytest.fixture
@@ -38,9 +38,11 @@ def test_a_full_disk_keeps_the_last_checkpoint(command, run, capsys, monkeypatch
     with monkeypatch.context() as long_ago:
         long_ago.setenv("DA_STARTED", "0")
         assert main([*command, "run.time_limit=1s"]) == 75  # after one update
-    (run / "checkpoints/fresh.writing").symlink_to("/dev/full")
-    capsys.readouterr()
-    assert main(command) == 2
+    with monkeypatch.context() as full:
+        full.setattr(run_files, "remove_left", lambda *_: None)
+        run_files.aside(run / "checkpoints/fresh.pt").symlink_to("/dev/full")
+        capsys.readouterr()
+        assert main(command) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert "No space left on device" in line
@@ -61,6 +63,17 @@ def test_a_corrupt_last_checkpoint_is_named_and_the_one_before_it_continues(comm
     assert f"warning: {last}: corrupt, truncated" in said
     assert "continuing from step 2" in said
     assert all(torch.equal(value, finished[key]) for key, value in weights(run).items())
+
+
+def test_a_kill_between_the_renames_of_the_last_save_leaves_a_last_checkpoint(command, run, capsys):
+    assert main(command) == 0
+    (run / "summary.json").unlink()
+    (run / "checkpoints/last.pt").rename(run / "checkpoints/fresh.pt")
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "continuing from step 4" in capsys.readouterr().out
+    assert checkpoint.load(run / "checkpoints/last.pt")["step"] == 4
+    assert not (run / "checkpoints/fresh.pt").exists()
 
 
 def test_without_a_whole_checkpoint_it_refuses_every_time(command, run, capsys):

@@ -15,6 +15,7 @@ from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from tensorboard.plugins.hparams import metadata
 from tiny import tiny
 
+from da.engine import run_files
 from da.engine.log import RunLog
 from da.run import train
 
@@ -68,7 +69,7 @@ def test_what_a_checkpoint_covers_is_on_the_disk_before_it(tmp_path, monkeypatch
     synced = []
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(Path(os.readlink(f"/proc/self/fd/{number}")).name))
     log = RunLog(tmp_path, 0)
-    assert synced == ["metrics.jsonl.writing"]
+    assert synced == [run_files.aside(tmp_path / "metrics.jsonl").name]
     synced.clear()
     log.scalars(1, {"a": 1.0})
     log.flush()

@@ -114,10 +114,10 @@ def test_a_network_that_could_not_be_kept_is_kept_by_the_next_start(tmp_path, mo
     with monkeypatch.context() as full:
         save = checkpoint.save
 
-        def refuse(path, state):
+        def refuse(path, state, confirm):
             if path.name == "step_00000006.pt":
                 raise UserError("no space left")
-            save(path, state)
+            save(path, state, confirm)
 
         full.setattr(checkpoint, "save", refuse)
         with pytest.raises(UserError, match="no space left"):
