@@ -251,7 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 1 inputs skipped or a bug, 2 a mistake to mend; of `train` and `translate`
     besides: 75 stopped by SIGUSR1 or the time limit, 130 by SIGINT, 143 by SIGTERM, all with the state saved."""
     top = parser()
-    options, rest = top.parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if "" in given:
+        top.error("an argument is empty; is a variable of the shell not set?")
+    options, rest = top.parse_known_args(given)
     if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(options, "words")):
         top.error(f"not understood: {' '.join(rest)}")
     options.words = [*getattr(options, "words", ()), *rest]  # overrides may also follow an option

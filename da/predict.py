@@ -1,10 +1,12 @@
 """Segment pictures, folders of them, videos and image sequences with a trained checkpoint."""
 
 import itertools
+import math
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -42,6 +44,8 @@ PICTURES = (
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 NUMBER = re.compile(r"%\d*d")  # in the name of an image sequence
 SEQUENCE_RATE = 25.0  # frames per second of the video made from an image sequence
+
+_fourcc: Callable[..., int] = cv2.VideoWriter_fourcc  # type: ignore[attr-defined, unused-ignore]
 
 # The name of each frame, and the frame, (H, W, 3) uint8 RGB, or its path and why it cannot be read.
 _Frames = Iterator[tuple[str, np.ndarray | str]]
@@ -120,11 +124,14 @@ def _jobs(text: str, out: Path) -> Iterator[_Job]:
     if path.is_dir():
         if out.resolve() == path.resolve():
             raise UserError(f"{out}: results would lie among the inputs; name another folder")
-        found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in PICTURES + VIDEOS and not p.is_dir()]
-        found = [p for p in found if not p.parent.resolve().is_relative_to(out.resolve())]  # results of an earlier call
+        files = _files_below(path, out)
+        found = [p for p in files if p.suffix.lower() in PICTURES + VIDEOS and not p.name.startswith(".")]
         if not found:
             yield _Job("", path, False, f"no picture or video; known are {', '.join(PICTURES + VIDEOS)}")
-        _tell_left_aside(path, found)
+        elif others := sorted(set(files) - set(found)):
+            kinds = sorted({p.name if p.name.startswith(".") else p.suffix or p.name for p in others})
+            names = ", ".join(kinds[:20]) + (", ..." if len(kinds) > 20 else "")
+            say(f"{path}: {len(others)} files left aside, their names are not those of pictures: {names}")
         for file in found:
             yield _Job(str(file.relative_to(path).with_suffix("")), file, file.suffix.lower() in VIDEOS)
     elif _is_sequence(path):
@@ -133,11 +140,21 @@ def _jobs(text: str, out: Path) -> Iterator[_Job]:
         yield _Job(path.stem, path, path.suffix.lower() in VIDEOS)
 
 
-def _tell_left_aside(folder: Path, found: Sequence[Path]) -> None:
-    files = [p for p in folder.rglob("*") if p.is_file() and p.suffix.lower() not in PICTURES + VIDEOS]
-    if found and files:
-        suffixes = sorted({p.suffix or p.name for p in files})
-        say(f"{folder}: {len(files)} files left aside, their names are not those of pictures: {', '.join(suffixes)}")
+def _files_below(folder: Path, out: Path) -> list[Path]:
+    """All files below `folder`, through links too, each folder once; results of an earlier call in `out` left out."""
+    found: list[Path] = []
+    seen: dict[Path, Path] = {}  # real folder -> where it was met
+    for here, below, names in os.walk(folder, followlinks=True):
+        at = Path(here)
+        first = seen.setdefault(at.resolve(), at)
+        if first != at or at.resolve().is_relative_to(out.resolve()):
+            if first != at:
+                say(f"{at}: left aside, it is the same folder as {first}")
+            below.clear()
+            continue
+        below.sort()
+        found += [at / name for name in names]
+    return sorted(found)
 
 
 def _is_sequence(path: Path) -> bool:
@@ -164,11 +181,15 @@ def read_picture(path: Path) -> np.ndarray:
         _Unreadable: missing, truncated, huge, or no picture.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise _Unreadable("a folder, FIFO, socket or device, no picture")
         with Image.open(path) as image:
             upright = _upright(image)
             if upright.mode.startswith(("I", "F")):  # grey of 16 bits or floats, which `convert` would clip
                 grey = np.nan_to_num(np.asarray(upright, np.float32))
                 white = 1 if upright.mode == "F" and grey.max() <= 1 else 255 if grey.max() <= 255 else 65535
+                if upright.mode.startswith("I;16") or image.format == "PNG":  # of which 8 bits are mode L
+                    white = 65535
                 grey = np.rint(grey * (255 / white)).clip(0, 255)
                 return np.repeat(grey.astype(np.uint8)[..., None], 3, 2)
             return np.array(upright.convert("RGB"))
@@ -219,10 +240,10 @@ def _save(stem: Path, kind: Kind, result: np.ndarray, classes: LabelSpace) -> No
 def _video(
     stepper: Stepper, config: EvalConfig, job: _Job, out: Path, kinds: Sequence[Kind], opacity: float
 ) -> list[str]:
-    """Returns a line for each frame that could not be read, and one for a video that ends early."""
+    """Returns a line for each frame that could not be read, for a video that ends early, for one not written whole."""
     frames, rate, total = _sequence(job.path) if _is_sequence(job.path) else _open(job.path)
     classes: LabelSpace = stepper.trainer.classes  # type: ignore[attr-defined]
-    writers: dict[Kind, Any] = {}
+    written: dict[Kind, _Written] = {}
     problems: list[str] = []
     count = 0
     try:
@@ -230,30 +251,73 @@ def _video(
             count += 1
             if isinstance(frame, str):
                 problems.append(f"skipped {frame}")
-                say(problems[-1])
                 continue
             for kind, result in _segment(stepper, config, frame, kinds, opacity).items():
                 if kind in ("labelIds", "probabilities"):
                     _save(out / job.name / f"{name}_{kind}", kind, result, classes)
                     continue
-                if kind not in writers:
-                    writers[kind] = _writer(out / f"{job.name}_{kind}.mp4", rate, frame.shape[1], frame.shape[0])
-                writers[kind].write(_even(cv2.cvtColor(result, cv2.COLOR_RGB2BGR)))
+                if kind not in written:
+                    path = out / f"{job.name}_{kind}.mp4"
+                    written[kind] = _Written(path, rate, frame.shape[1], frame.shape[0])
+                written[kind].add(result)
     finally:
-        for writer in writers.values():
-            writer.release()
+        problems += filter(None, [video.close() for video in written.values()])
     if not count:
         raise _Unreadable("no frame in it can be decoded")
     if total and count < total - 1:  # where a file does not count its frames, their number is rounded
         problems.append(f"{job.path}: ends early, {count} of the {total} frames that it announces can be decoded")
-        say(problems[-1])
+    for problem in problems:
+        say(problem)
     return problems
+
+
+class _Written:
+    """A video in MPEG-4 that is being written; it has its name when it is whole."""
+
+    def __init__(self, path: Path, rate: float, width: int, height: int) -> None:
+        self.path, self.aside, self.count = path, path.with_suffix(".writing.mp4"), 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = (width + width % 2, height + height % 2)
+        if size != (width, height):
+            say(f"{path}: {size[0]}x{size[1]}, the last column or row of {width}x{height} twice: MPEG-4 has even sides")
+        rates = (rate, round(rate, 2), round(rate, 1), round(rate), SEQUENCE_RATE)  # MPEG-4's clock has 65535 ticks
+        for near in filter(None, rates):
+            self.writer = cv2.VideoWriter(str(self.aside), _fourcc(*"mp4v"), near, size)
+            if self.writer.isOpened():
+                break
+        else:
+            self.aside.unlink(missing_ok=True)
+            raise _Unreadable(f"OpenCV cannot write {path} as MPEG-4 here; ask for --what labelIds instead")
+        if near != rate:
+            say(f"{path}: {near:g} frames a second, MPEG-4 cannot say {rate:g}")
+
+    def add(self, picture: np.ndarray) -> None:
+        """Write (H, W, 3) uint8 RGB, its last row or column repeated where the height or width is odd."""
+        even = cv2.copyMakeBorder(picture, 0, picture.shape[0] % 2, 0, picture.shape[1] % 2, cv2.BORDER_REPLICATE)
+        self.writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
+        self.count += 1
+
+    def close(self) -> str:
+        """Give the video its name if it plays to its end, else delete it and return what is wrong: OpenCV writes on in
+        silence when the disk is full."""
+        self.writer.release()
+        capture, played = cv2.VideoCapture(str(self.aside)), 0
+        while capture.grab():
+            played += 1
+        capture.release()
+        if played == self.count:
+            self.aside.replace(self.path)
+            return ""
+        self.aside.unlink(missing_ok=True)
+        return f"{self.path}: not written, {played} of its {self.count} frames arrived on the disk; is it full?"
 
 
 def _open(path: Path) -> tuple[_Frames, float, int | None]:
     """A video's frames, named by their numbers from 1 on, how many a second, and how many there are said to be."""
     if not path.is_file():
-        raise _Unreadable("No such file or directory")
+        raise _Unreadable(
+            "a folder, FIFO, socket or device, no video" if path.exists() else "No such file or directory"
+        )
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
         raise _Unreadable("OpenCV cannot open it as a video")
@@ -266,8 +330,8 @@ def _open(path: Path) -> tuple[_Frames, float, int | None]:
                 return
             yield f"{number:06d}", cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
-    total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    return frames(), capture.get(cv2.CAP_PROP_FPS) or SEQUENCE_RATE, total if total > 0 else None
+    total, rate = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS)
+    return frames(), rate if 0 < rate < math.inf else SEQUENCE_RATE, total if total > 0 else None
 
 
 def _sequence(pattern: Path) -> tuple[_Frames, float, int]:
@@ -292,20 +356,3 @@ def _sequence(pattern: Path) -> tuple[_Frames, float, int]:
             yield path.stem, picture if picture.shape[1::-1] == size else cv2.resize(picture, size)
 
     return frames(), SEQUENCE_RATE, len(pictures)
-
-
-def _writer(path: Path, rate: float, width: int, height: int) -> Any:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    size = (width + width % 2, height + height % 2)
-    if size != (width, height):
-        say(f"{path}: {size[0]}x{size[1]}, the last column or row of {width}x{height} twice: MPEG-4 has even sides")
-    encoder: Callable[..., int] = cv2.VideoWriter_fourcc  # type: ignore[attr-defined, unused-ignore]
-    writer = cv2.VideoWriter(str(path), encoder(*"mp4v"), rate, size)
-    if not writer.isOpened():
-        raise UserError(f"{path}: OpenCV cannot write MPEG-4 video here; ask for --what labelIds instead")
-    return writer
-
-
-def _even(picture: np.ndarray) -> np.ndarray:
-    """With the last row or column repeated where the height or width is odd."""
-    return cv2.copyMakeBorder(picture, 0, picture.shape[0] % 2, 0, picture.shape[1] % 2, cv2.BORDER_REPLICATE)

@@ -1,6 +1,8 @@
 """`predict`: pictures of every kind, videos and sequences in, results at their own sizes out."""
 
+import os
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -51,8 +53,8 @@ def test_every_kind_of_picture_is_read(tmp_path, photo):
         assert np.array_equal(read_picture(tmp_path / name), wanted), name
 
 
-def write_video(path, photo, count, code="mp4v"):
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), 12, photo.shape[1::-1])
+def write_video(path, photo, count, code="mp4v", rate=12.0):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), rate, photo.shape[1::-1])
     for _ in range(count):
         writer.write(photo)
     writer.release()
@@ -170,3 +172,94 @@ def test_nothing_to_do_is_said(run, tmp_path, capsys):
     assert "no picture or video" in capsys.readouterr().out
     assert main(["predict", str(run), str(tmp_path), "-o", str(tmp_path)]) == 2
     assert "among the inputs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rate", "near"), [(66.667, 66.67), (1000 / 30.001, 33.33), (119.8801, 119.88)])
+def test_a_rate_that_mpeg4_cannot_say_is_written_as_one_near_it(rate, near, run, tmp_path, photo, capsys):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    write_video(folder / "drive.avi", photo, 3, "MJPG", rate)
+    Image.fromarray(photo).save(folder / "a.png")
+    assert main(["predict", str(run), str(folder), "-o", str(out)]) == 0
+    assert "2 of 2 inputs" in capsys.readouterr().out
+    assert cv2.VideoCapture(str(out / "drive_overlay.mp4")).get(cv2.CAP_PROP_FPS) == pytest.approx(near, rel=1e-4)
+
+
+def test_a_video_that_did_not_arrive_on_the_disk_is_named(run, tmp_path, photo, capsys, monkeypatch):
+    """As on a full disk, where OpenCV reports nothing."""
+    write_video(tmp_path / "drive.mp4", photo, 5)
+    out = tmp_path / "out"
+
+    class Full:
+        def __init__(self, name, *_):
+            self.name = name
+
+        def isOpened(self):  # noqa: N802
+            return True
+
+        def write(self, _):
+            pass
+
+        def release(self):
+            Path(self.name).write_bytes(b"\0" * 100)
+
+    monkeypatch.setattr(cv2, "VideoWriter", Full)
+    assert main(["predict", str(run), str(tmp_path / "drive.mp4"), "-o", str(out)]) == 1
+    assert "drive_overlay.mp4: not written, 0 of its 5 frames" in capsys.readouterr().out
+    assert [path.name for path in out.iterdir()] == ["legend.png"]
+
+
+def test_where_no_video_can_be_written_the_pictures_are_still_segmented(run, tmp_path, photo, capsys, monkeypatch):
+    write_video(tmp_path / "a.mp4", photo, 2)
+    Image.fromarray(photo).save(tmp_path / "b.png")
+    out = tmp_path / "out"
+    monkeypatch.setattr(cv2, "VideoWriter_fourcc", lambda *_: 0)
+    monkeypatch.setattr(predict, "_fourcc", lambda *_: 0)
+    assert main(["predict", str(run), str(tmp_path), "-o", str(out)]) == 1
+    assert "ask for --what labelIds" in capsys.readouterr().out
+    assert (out / "b_overlay.png").exists()
+
+
+def test_linked_folders_hidden_files_and_what_is_no_file(run, tmp_path, photo, capsys):
+    folder, elsewhere, out = tmp_path / "in", tmp_path / "elsewhere", tmp_path / "out"
+    (elsewhere / "deep").mkdir(parents=True)
+    folder.mkdir()
+    for path in (folder / "a.png", elsewhere / "deep/1403636579.763555584.PNG"):
+        Image.fromarray(photo).save(path)
+    (folder / "more").symlink_to(elsewhere)
+    (elsewhere / "deep/loop").symlink_to(elsewhere)
+    (folder / "._a.png").write_bytes(b"\x00\x05\x16\x07")
+    assert main(["predict", str(run), str(folder), "-o", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "2 of 2 inputs" in said
+    assert f"{folder}/more/deep/loop: left aside, it is the same folder as {folder}/more" in said
+    assert "1 files left aside, their names are not those of pictures: ._a.png" in said
+    assert (out / "more/deep/1403636579.763555584_overlay.png").exists()
+
+    os.mkfifo(folder / "b.png")
+    os.mkfifo(folder / "b.mp4")
+    os.mkfifo(folder / "frame_1.png")
+    inputs = [str(folder), str(folder / "frame_%d.png")]
+    assert main(["predict", str(run), *inputs, "-o", str(out)]) == 1
+    said = capsys.readouterr().out
+    for name in ("b.png", "b.mp4", "frame_1.png"):
+        assert f"skipped {folder}/{name}: a folder, FIFO, socket or device" in said
+
+
+def test_dark_pictures_of_16_bits_are_scaled_like_bright_ones(tmp_path):
+    dark = np.full((8, 8), 200, np.uint16)
+    Image.fromarray(dark).save(tmp_path / "dark.png")
+    assert (read_picture(tmp_path / "dark.png") == 1).all()
+
+
+def test_an_empty_argument_is_not_the_current_folder(run, tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["predict", str(run), "", "-o", str(tmp_path / "out")])
+    assert left.value.code == 2
+    assert "an argument is empty" in capsys.readouterr().err
+
+
+def test_help_shows_a_pattern_as_it_is_typed(capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])
+    assert "(frames/%06d.png)" in " ".join(capsys.readouterr().out.split())
