@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import os
 import signal
 import sys
@@ -250,6 +251,9 @@ def _add_data_set(command: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 1 inputs skipped or a bug, 2 a mistake to mend; of `train` and `translate`
     besides: 75 stopped by SIGUSR1 or the time limit, 130 by SIGINT, 143 by SIGTERM, all with the state saved."""
+    for stream in (sys.stdout, sys.stderr):  # file names may be anything
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     top = parser()
     given = sys.argv[1:] if arguments is None else list(arguments)
     if "" in given:
@@ -340,6 +344,8 @@ def _train(options: argparse.Namespace) -> int:
     from da.engine.stop import Stopped
     from da.run import load_config, run_folder, train
 
+    if options.processes < 1:
+        raise UserError(f"--processes {options.processes}: give at least 1")
     if options.check:
         for one in _between_commas(options.words):
             config = load_config(*_experiment(one))

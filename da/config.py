@@ -1,7 +1,8 @@
 """YAML with `base:` files and dotted overrides -> frozen, checked sections. Knows no torch.
 
     files    `base: [a.yaml, b.yaml]` is read first, later files win, mappings merge, lists replace
-    command  `section.key=value`, the value parsed as YAML, wins over every file
+    command  `section.key=value` wins over every file; a value that begins with `[`, `{` or a quote is YAML, any other
+             is taken as it is typed: a number, true, false, null, or text, also where the text looks like a number
     paths    `${GTA5_ROOT}` and other environment variables that end in `_ROOT` are the only interpolation
 
 Every room that reads settings defines them as a `Section` beside the code that reads them. All mistakes are
@@ -27,15 +28,22 @@ class UserError(Exception):
 class Section(BaseModel):
     """Base of every settings section: unknown keys are errors, types are strict, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Section)
 COMMAND_LINE = "command line"
 
 
+MOST_FILES = 100  # that one experiment is read from
+MOST_NODES = 20_000  # in a YAML file, each alias counted as what it stands for
+_TAG = "tag:yaml.org,2002:"
+_KNOWN_TAGS = [_TAG + name for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")]
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with its traps mended: `1e-4` is a number; `on`, `no` and dates are text; equal keys are an error."""
+    """SafeLoader with its traps mended: `1e-4` is a number; `on`, `no`, dates, times, `010` and `1_000` are text; equal
+    keys, and aliases that multiply, are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -48,27 +56,95 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    first: [(tag, regexp) for tag, regexp in resolvers if tag.removeprefix(_TAG) in ("null", "merge")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF"))
+_Loader.add_implicit_resolver(_TAG + "bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF"))
+_Loader.add_implicit_resolver(_TAG + "int", re.compile(r"^(?:0|-?[1-9][0-9]*)$"), list("-0123456789"))
 _EXPONENT = r"[eE][-+]?[0-9]+"
-_FLOAT = rf"^[-+]?([0-9][0-9_]*\.[0-9_]*({_EXPONENT})?|\.[0-9]+({_EXPONENT})?|[0-9]+{_EXPONENT}|\.(inf|nan))$"
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT, re.I), list("-+0123456789."))
+_FLOAT = rf"^[-+]?([0-9]+\.[0-9]*({_EXPONENT})?|\.[0-9]+({_EXPONENT})?|[0-9]+{_EXPONENT}|\.(inf|nan))$"
+_Loader.add_implicit_resolver(_TAG + "float", re.compile(_FLOAT, re.I), list("-+0123456789."))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader`, or another reader of YAML, would not take for text."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + _Loader.yaml_implicit_resolvers.get(first, [])
+    for first in yaml.SafeDumper.yaml_implicit_resolvers | _Loader.yaml_implicit_resolvers
+}
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """YAML that `parse_yaml` reads back as `values`."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False)
+
+
+def read_text(path: Path) -> str:
+    """A text that a person wrote: UTF-8, with or without a byte-order mark, any line ends.
+
+    Raises:
+        UserError: it is in another encoding.
+        OSError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 
 
 def parse_yaml(text: str, name: str) -> Any:
     """Parse `text`; errors name the file `name` and the line."""
-    loader = _Loader(text)
-    loader.name = name
     try:
-        return loader.get_single_data()
+        loader = _Loader(text)
+        loader.name = name
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, name, {})
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f":{where.line + 1}" if where else ""
-        raise UserError(f"{name}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
-    finally:
-        loader.dispose()
+        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        raise UserError(f"{name}{line}: not valid YAML: {reason}") from error
+    except RecursionError as error:
+        raise UserError(f"{name}: not valid YAML: nested too deep") from error
+    except (ValueError, TypeError) as error:  # a number of thousands of digits; a list as a key
+        raise UserError(f"{name}: not valid YAML: {error}") from error
+
+
+def _count(node: yaml.Node, name: str, known: dict[int, int]) -> int:
+    """The nodes in `node`, each alias counted as what it stands for.
+
+    Raises:
+        UserError: there are more than `MOST_NODES`, a node holds itself, or a tag is not one of plain values.
+    """
+    line = f"{name}:{node.start_mark.line + 1}"
+    if node.tag not in _KNOWN_TAGS:
+        raise UserError(f"{line}: the tag {node.tag.replace(_TAG, '!!')} is not known here; leave it out")
+    if id(node) not in known:
+        known[id(node)] = MOST_NODES + 1  # as long as it is counted
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        below = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
+        known[id(node)] = 1 + sum(_count(part, name, known) for part in below)
+    if known[id(node)] > MOST_NODES:
+        raise UserError(f"{line}: more than {MOST_NODES} values, as of aliases that multiply; write fewer")
+    return known[id(node)]
+
+
+def parse_value(text: str, name: str) -> Any:
+    """The value of `key=text` on the command line, where `#` and `:` are nothing special."""
+    text = text.strip()
+    if text[:1] in ("[", "{", '"', "'"):
+        return parse_yaml(text, name)
+    loader = _Loader("")
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    try:
+        return text if tag == _TAG + "merge" else loader.construct_object(yaml.ScalarNode(tag, text))
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -97,6 +173,8 @@ class Tree:
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
         self.origin: dict[str, str] = {}
+        self.typed: dict[str, str] = {}  # values of the command line, as they were typed
+        self.files = 0
 
     def add(self, values: Mapping[str, Any], name: str) -> None:
         self.values = merge(self.values, values)
@@ -123,10 +201,8 @@ def read_tree(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Tre
         key, equals, value = text.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
             raise UserError(f"{COMMAND_LINE}: {text!r} is not of the form section.key=value")
-        nested: Any = parse_yaml(value, f"{COMMAND_LINE} {key}")
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        tree.add(nested, COMMAND_LINE)
+        tree.add(_nested(key, parse_value(value, f"{COMMAND_LINE}: {key}")), COMMAND_LINE)
+        tree.typed[key] = value.strip()
     tree.values = _interpolate(tree.values, tree)
     return tree
 
@@ -134,8 +210,11 @@ def read_tree(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Tre
 def _add_file(tree: Tree, path: Path, parents: tuple[Path, ...]) -> None:
     if path.resolve() in parents:
         raise UserError(f"{path}: `base:` files form a circle")
+    tree.files += 1
+    if tree.files > MOST_FILES:
+        raise UserError(f"{path}: more than {MOST_FILES} files are read through `base:`; name each once")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         by = f" (named by `base:` in {parents[-1]})" if parents else ""
         raise UserError(f"{path}: cannot be read{by}: {error.strerror}") from error
@@ -143,7 +222,10 @@ def _add_file(tree: Tree, path: Path, parents: tuple[Path, ...]) -> None:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected `key: value` lines at the top level")
     base = values.pop("base", [])
-    for parent in [base] if isinstance(base, str) else base:
+    bases = [base] if isinstance(base, str) else base
+    if not isinstance(bases, list) or not all(isinstance(parent, str) and parent for parent in bases):
+        raise UserError(f"{path}: base: give the path of a file, or a list of them; got {json.dumps(base)[:80]}")
+    for parent in bases:
         _add_file(tree, path.parent / parent, (*parents, path.resolve()))
     tree.add(values, str(path))
 
@@ -169,11 +251,39 @@ def _interpolate(value: Any, tree: Tree, key: str = "") -> Any:
 
 def check(schema: type[S], tree: Tree) -> S:
     """Build `schema` from `tree`, or raise one UserError that lists every mistake, a line each."""
+    for key, value in flatten(tree.values).items():
+        if problem := _no_text(json.dumps(value, ensure_ascii=False)):
+            raise UserError(f"{tree.where(key)}: {key}: {problem}")
     try:
         return schema.model_validate_json(json.dumps(tree.values))
     except ValidationError as error:
-        lines = [_explain(schema, tree, dict(e)) for e in error.errors()]
-        raise UserError("\n".join(lines)) from None
+        mistakes = error.errors()
+    keys = [".".join(map(str, mistake["loc"])) for mistake in mistakes if mistake["type"] == "string_type"]
+    text = {key: tree.typed[key] for key in keys if tree.typed.get(key) and tree.where(key) == COMMAND_LINE}
+    if not text:
+        raise UserError("\n".join(_explain(schema, tree, dict(mistake)) for mistake in mistakes))
+    for key, value in text.items():
+        tree.values = merge(tree.values, _nested(key, value))
+        del tree.typed[key]
+    return check(schema, tree)
+
+
+def _no_text(value: str) -> str:
+    """What keeps a string from being the name of anything."""
+    if "\\u0000" in value:
+        return "holds a NUL character"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "holds a name that is not UTF-8; rename it, or make a link to it under another name"
+    return ""
+
+
+def _nested(key: str, value: Any) -> Any:
+    """`a.b`, 1 -> `{"a": {"b": 1}}`."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
 def _explain(schema: type[Section], tree: Tree, error: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
@@ -61,7 +60,14 @@ def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> base.Exp
 def check_config(tree: Tree) -> base.Experiment:
     if "trainer" not in tree.values:
         raise UserError(f"{tree.where('trainer')}: trainer: required; one of " + ", ".join(base.methods()))
-    return check(base.experiment_schema(str(tree.values["trainer"])), tree)
+    config = check(base.experiment_schema(str(tree.values["trainer"])), tree)
+    for key, value in (("experiment", config.experiment), ("name", config.name)):
+        parts = value.split("/")
+        if not value.isprintable() or {"", ".", ".."} & set(parts) or (key == "name" and len(parts) > 1):
+            raise UserError(f"{tree.where(key)}: {key}: {value!r} names no folder below --runs; give a plain name")
+    if not -(2**63) <= config.seed < 2**63:
+        raise UserError(f"{tree.where('seed')}: seed: {config.seed} has more than 64 bits; give a smaller one")
+    return config
 
 
 def require_data(data: DataConfig) -> None:
@@ -361,7 +367,7 @@ def _identity(val: FolderConfig) -> dict[str, Any]:
         assert sample.label
         with Image.open(sample.label) as label:
             sizes.add(label.size)
-    digest = hashlib.sha256(os.fsencode("\n".join(sample.name for sample in samples)))
+    digest = hashlib.sha256("\n".join(sample.name for sample in samples).encode(errors="surrogateescape"))
     for sample in (samples[0], samples[len(samples) // 2], samples[-1]):
         digest.update(folders.read_image(sample.image).tobytes())
     size = list(sizes.pop()) if len(sizes) == 1 else None
@@ -415,6 +421,7 @@ def restore(
     if "classes" in tree.values.get("data", {}):  # the stored subset is one of the checkpoint's own classes
         stored.values["eval"] = {k: v for k, v in stored.values.get("eval", {}).items() if k != "classes"}
     stored.add(tree.values, "command line")
+    stored.typed = tree.typed
     config = check_config(stored)
     own = _stored_classes(state, path)
     config.data.classes.merged_from(own, config.eval.merge)  # refuses other classes

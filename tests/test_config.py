@@ -1,10 +1,11 @@
 """YAML traps, `base:` files, overrides, interpolation, and errors that all come at once."""
 
+import re
 from typing import Literal
 
 import pytest
 
-from da.config import Section, Tree, UserError, check, difference, merge, parse_yaml, read_tree
+from da.config import Section, Tree, UserError, check, difference, dump_yaml, merge, parse_yaml, read_tree
 
 
 class Inner(Section):
@@ -15,6 +16,7 @@ class Inner(Section):
 
 class Outer(Section):
     steps: int
+    name: str = "x"
     inner: Inner = Inner()
     flag: bool = False
     optional: Inner | None = None
@@ -135,3 +137,90 @@ def test_tree_names_the_last_file_that_set_a_key():
     tree.add({"a": {"b": 1}}, "one.yaml")
     tree.add({"a": {"b": 2}}, "two.yaml")
     assert tree.where("a.b") == "two.yaml"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["run #1", "/disk #2", "0012", "20241105", "1e-4", "null", "true", "a: b", "*x", "&x", "!x", "- x", "| x", "<<"],
+)
+def test_text_on_the_command_line_is_taken_as_typed(text, tmp_path):
+    config = build("steps: 1\n", f"name={text}", tmp_path=tmp_path)
+    assert config.name == text
+    assert parse_yaml(dump_yaml(config.model_dump(mode="json")), "x")["name"] == text
+    assert read_tree((), [f"inner.kind={text} #"]).values == {"inner": {"kind": f"{text} #"}}
+
+
+def test_yaml_on_the_command_line():
+    words = ["a=[1, 2]", "b={c: 3}", "d='1 # 2'", "e=", "f=~", "g=-3", "h=2.5e-4", "i=true"]
+    expected = {"a": [1, 2], "b": {"c": 3}, "d": "1 # 2", "e": None, "f": None, "g": -3, "h": 2.5e-4, "i": True}
+    assert read_tree((), words).values == expected
+
+
+@pytest.mark.parametrize("number", ["1:30", "010", "0x10", "0b1", "1_000", "+1", "1:30:00"])
+def test_numbers_that_people_read_differently_are_no_numbers(number, tmp_path):
+    for words in ((f"steps: {number}\n",), ("steps: 1\n", f"steps={number}")):
+        with pytest.raises(UserError, match=f'steps: input should be a valid integer; got "{re.escape(number)}"'):
+            build(*words, tmp_path=tmp_path)
+    assert parse_yaml("a: 1:30.5\nb: 1_0.5\nc: 2024-11-05", "x") == {"a": "1:30.5", "b": "1_0.5", "c": "2024-11-05"}
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e999"])
+def test_numbers_are_finite(value, tmp_path):
+    with pytest.raises(UserError, match="rate: input should be a finite number"):
+        build("steps: 1\n", f"inner.rate={value}", tmp_path=tmp_path)
+
+
+LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (LAUGHS, r"x\.yaml:5: more than 20000 values"),
+        ("steps: &a [*a]\n", "more than 20000 values"),
+        ("steps: " + "[" * 5000, "nested too deep"),
+        ("steps: !!python/name:os.system x\n", "the tag .* is not known here"),
+        ("steps: !!binary aGk=\n", "the tag !!binary is not known"),
+        ("steps: !!set {a}\n", "the tag !!set is not known"),
+        ("steps: !!int many\n", "not valid YAML"),
+        ("steps: " + "9" * 5000, "not valid YAML"),
+        ("? [1]\n: 2\n", "not valid YAML"),
+        ("? {a: b}\n: 2\n", "not valid YAML"),
+        ("steps: \x07\n", "not valid YAML"),
+        ("<<: 3\n", "not valid YAML"),
+        ("- 1\n", "expected `key: value` lines"),
+        ("steps: 1\n---\nsteps: 2\n", "not valid YAML"),
+        ('steps: 1\nname: "a\\0b"\n', "name: holds a NUL character"),
+        ('steps: 1\nname: "\\uD800"\n', "name: holds a name that is not UTF-8"),
+    ],
+)
+def test_strange_yaml_is_one_line(text, said, tmp_path):
+    with pytest.raises(UserError, match=said) as caught:
+        build(text, tmp_path=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("base", ["", "3", "{a: b}", "[1]", "['']", "true"])
+def test_a_base_that_names_no_file(base, tmp_path):
+    with pytest.raises(UserError, match=r"x\.yaml: base: give the path of a file"):
+        build(f"base: {base}\nsteps: 1\n", tmp_path=tmp_path)
+
+
+def test_bases_that_multiply_end(tmp_path):
+    for n in range(30):
+        (tmp_path / f"{n}.yaml").write_text(f"base: [{n + 1}.yaml, {n + 1}.yaml]\n")
+    (tmp_path / "30.yaml").write_text("steps: 1\n")
+    with pytest.raises(UserError, match="more than 100 files"):
+        read_tree([tmp_path / "0.yaml"])
+
+
+def test_byte_order_mark_windows_line_ends_and_other_encodings(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(b"\xef\xbb\xbfsteps: 3\r\nname: Z\xc3\xbcrich\r\n")
+    assert read_tree([path]).values == {"steps": 3, "name": "Zürich"}
+    for encoding in ("utf-16", "latin-1"):
+        path.write_text("name: Zürich\n", encoding=encoding)
+        with pytest.raises(UserError, match=r"x\.yaml: not UTF-8 text \(byte \d+\); save it as UTF-8"):
+            read_tree([path])

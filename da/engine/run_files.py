@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from da.config import Section, Tree, UserError, check, difference, flatten, parse_yaml
+from da.config import Section, Tree, UserError, check, difference, dump_yaml, flatten, parse_yaml
 
 OWN = ("config.yaml", "inputs.json", "environment.json", "metrics.jsonl", "summary.json")  # only its job writes them
 
@@ -56,7 +55,7 @@ def claim(folder: Path, config: Section, inputs: Mapping[str, str]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "inputs.json", json.dumps(inputs, indent=2) + "\n")
-    write_text(path, yaml.safe_dump(resolved, sort_keys=False))
+    write_text(path, dump_yaml(resolved))
 
 
 def recorded_precision(folder: Path) -> Any:
