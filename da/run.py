@@ -193,17 +193,36 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
 
 
 def _inputs(config: base.Experiment) -> dict[str, str]:
-    """Fingerprints of what earlier runs made for this one, as far as it is there: see `run_files.claim`."""
+    """Which images each stream reads, and fingerprints of what earlier runs made for this one, as far as it is there:
+    see `run_files.claim`."""
     found = {}
     if config.init:
         with contextlib.suppress(UserError):  # gone or damaged: only a run that has yet to start needs it, and says so
-            modules = checkpoint.load(checkpoint_path(Path(config.init), "last"))["modules"]
-            found["init"] = checkpoint.fingerprint({k: v for k, v in modules.items() if k == "segmenter"})
+            found["init"] = checkpoint.fingerprint(_segmenter(checkpoint_path(Path(config.init), "last"))["modules"])
     for number, source in enumerate(config.data.source):
         stamp = {} if source.root == "miniature" else folders.read_stamp(resolve_root(source))
         key = "data.source.root" if len(config.data.source) == 1 else f"data.source.{number}.root"
         found |= {key: stamp["weights"]} if "weights" in stamp else {}
+    uses_target = base.find(config.trainer).Trainer.uses_target
+    streams = {"source": config.data.source, "target": config.data.target, "val": (config.data.val,)}
+    for name, stream in streams.items():
+        with contextlib.suppress(UserError):  # gone: a finished run does without it
+            if stream is not None:
+                read = name != "target" or uses_target
+                found[f"data.{name}"] = "; ".join(map(_images, stream)) if read else "not read"
     return found
+
+
+def _images(stream: FolderConfig) -> str:
+    """How many images a stream reads, the first and the last, and a hash of all names in their order."""
+    if stream.root == "miniature":
+        return stream.root
+    names = [s.name for s in folders.find(stream.dataset).index(resolve_root(stream), stream.split, False)]
+    return f"{len(names)} images, {names[0]} to {names[-1]} (names {_hash_of(names).hexdigest()[:12]})"
+
+
+def _hash_of(names: Iterable[str]) -> "hashlib._Hash":
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape"))
 
 
 def make_stepper(trainer: base.Trainer, config: base.Experiment, device: torch.device) -> Stepper:
@@ -221,12 +240,26 @@ def make_stepper(trainer: base.Trainer, config: base.Experiment, device: torch.d
 
 def _initialise(trainer: base.Trainer, init: str) -> None:
     path = checkpoint_path(Path(init), "last")
-    state = checkpoint.load(path)
+    state = _segmenter(path)
     if "config" in state and (difference := trainer.classes.difference(_stored_classes(state, path))):
         raise UserError(f"init: {path} has other classes ({difference}); name a run of these classes")
-    found = {name: module for name, module in state["modules"].items() if name == "segmenter"}
-    load_modules({"segmenter": trainer.segmenter}, found, str(path))
+    load_modules({"segmenter": trainer.segmenter}, state["modules"], str(path))
     say(f"segmenter starts from {path} (step {state['step']})")
+
+
+def _segmenter(path: Path) -> dict[str, Any]:
+    """A checkpoint, of its `modules` the segmenter alone.
+
+    Raises:
+        UserError: there is none in it, as in a converted backbone.
+    """
+    state = checkpoint.load(path)
+    modules = state.get("modules", {})
+    if "segmenter" not in modules:
+        raise UserError(
+            f"init: {path} holds no segmenter; give a run or its checkpoint (a backbone: model.weights=...)"
+        )
+    return {**state, "modules": {"segmenter": modules["segmenter"]}}
 
 
 def evaluate(
@@ -317,8 +350,12 @@ def _example_rows(stepper: Stepper, batch: Batch) -> list[list[np.ndarray]]:
 
 def _finish(where: Path, config: base.Experiment, best: dict[str, Any], seconds: float, note: dict[str, str]) -> None:
     """Write `summary.json`, last of all: its presence means that the run is finished."""
-    lines = [json.loads(line) for line in (where / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    last = [line for line in lines if "val/mIoU" in line][-1]
+    metrics = where / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    validated = [line for line in lines if "val/mIoU" in line]
+    if not validated:
+        raise UserError(f"{metrics}: the validation is no longer in it; restore it, or delete {where} to train again")
+    last = validated[-1]
     summary = {
         "run": where.name,
         **protocol(config),
@@ -367,7 +404,7 @@ def _identity(val: FolderConfig) -> dict[str, Any]:
         assert sample.label
         with Image.open(sample.label) as label:
             sizes.add(label.size)
-    digest = hashlib.sha256("\n".join(sample.name for sample in samples).encode(errors="surrogateescape"))
+    digest = _hash_of(sample.name for sample in samples)
     for sample in (samples[0], samples[len(samples) // 2], samples[-1]):
         digest.update(folders.read_image(sample.image).tobytes())
     size = list(sizes.pop()) if len(sizes) == 1 else None

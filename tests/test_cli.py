@@ -16,7 +16,7 @@ from PIL import Image
 from tiny import REPOSITORY, overrides
 
 from da.cli import main
-from da.engine import stepper
+from da.engine import checkpoint, stepper
 from da.engine.stepper import definite
 from da.evaluation.infer import EvalConfig
 
@@ -96,6 +96,93 @@ def test_changed_config_is_refused_with_the_difference(command, tmp_path, capsys
     assert main(command) == 0  # keys that came later have their default in an older run
 
 
+@pytest.fixture
+def unfinished(command, tmp_path, monkeypatch):
+    """A run that was stopped after its first update; with the command that goes on."""
+    with monkeypatch.context() as long_ago:
+        long_ago.setenv("DA_STARTED", "0")
+        assert main([*command, "run.time_limit=1s"]) == 75
+    return command, tmp_path / "runs/mini/source_only-seed0"
+
+
+def test_what_an_unfinished_run_may_change_leaves_its_result_as_it_is(
+    unfinished, gta5_root, cityscapes_root, tmp_path, capsys
+):
+    command, run = unfinished
+    assert main([*command, "name=straight"]) == 0
+    for root in (gta5_root, cityscapes_root):
+        root.rename(root.with_name(f"moved_{root.name}"))
+    roots = [f"data.source.root={tmp_path}/moved_gta5", f"data.val.root={tmp_path}/./moved_cityscapes"]
+    elsewhere = [*command, *roots, "data.target.root=/nowhere"]
+    shown = ["run.val_every=1", "run.save_every=3", "run.log_every=3", "run.keep_every=3", "run.pictures=1"]
+    assert main([*elsewhere, "data.workers=1", "run.device=auto", "run.time_limit=1d", *shown]) == 0
+    assert "continuing from step 1" in capsys.readouterr().out
+    a, b = (checkpoint.load(r / "checkpoints/last.pt") for r in (run, run.with_name("straight-seed0")))
+    assert a["step"] == b["step"]
+    assert all(torch.equal(v, b["modules"]["segmenter"][k]) for k, v in a["modules"]["segmenter"].items())
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["source"]["root"] == f"{tmp_path}/moved_gta5"
+    assert main(elsewhere) == 0  # finished: left alone, wherever the data are
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_what_would_change_the_result_of_an_unfinished_run_is_refused(unfinished, gta5_root, tmp_path, capsys):
+    command, run = unfinished
+    shutil.copytree(gta5_root, tmp_path / "other")
+    (tmp_path / "other/images/00003.png").unlink()
+    other = f"data.source.root={tmp_path}/other"
+    error = fails(capsys, *command, other)
+    assert "data.source was 6 images, 00001 to 00006" in error
+    assert "now 5 images, 00001 to 00006" in error
+    (tmp_path / "other/images/00006.png").rename(tmp_path / "other/images/00007.png")
+    assert "now 5 images, 00001 to 00007" in fails(capsys, *command, other)
+    assert "data.source.root" in fails(capsys, *command, "data.source.root=/nowhere")
+    for setting in (
+        "run.clip_norm=1.0",
+        "run.channels_last=false",
+        "data.source.flip=false",
+        "data.source.split=train",
+    ):
+        assert f"{setting.partition('=')[0]}: " in fails(capsys, *command, setting)
+    for folder in ("images", "labels"):
+        shutil.copy(gta5_root / folder / "00001.png", gta5_root / folder / "00009.png")
+    assert "now 7 images, 00001 to 00009" in fails(capsys, *command)  # at the same place
+    for folder in ("images", "labels"):
+        (gta5_root / folder / "00009.png").unlink()
+    inputs = json.loads((run / "inputs.json").read_text())
+    assert inputs["data.target"] == "not read"
+    (run / "inputs.json").write_text("{}")  # as an older run
+    assert "data.source.root" in fails(capsys, *command, other)
+    assert main(command) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("summary.json", "", "damaged; delete it, and the same command writes it again"),
+        ("summary.json", '{"run": 1}', "damaged"),
+        ("inputs.json", "[", "damaged; delete it"),
+        ("inputs.json", "[]", "damaged; delete it"),
+        ("config.yaml", "[]", "damaged; restore it"),
+        ("config.yaml", "a: [", "not valid YAML"),
+        ("config.yaml", "run: 3", "run.steps: (absent) -> 4"),
+    ],
+)
+def test_damaged_files_of_a_run_are_named(unfinished, name, text, said, capsys):
+    command, run = unfinished
+    (run / name).write_text(text)
+    error = fails(capsys, *command)
+    assert said in error
+    assert "config.yaml" in error or name in error or str(run) in error
+
+
+def test_a_run_whose_metrics_are_gone_says_so(command, tmp_path, capsys):
+    assert main(command) == 0
+    run = tmp_path / "runs/mini/source_only-seed0"
+    (run / "summary.json").unlink()
+    (run / "metrics.jsonl").unlink()
+    assert "metrics.jsonl: the validation is no longer in it" in fails(capsys, *command)
+
+
 def test_automatic_precision_is_recorded_and_kept_on_another_machine(command, tmp_path, monkeypatch, capsys):
     automatic = [*command, "run.precision=auto", "run.steps=2", "run.save_every=1"]
     assert main(automatic) == 0
@@ -155,6 +242,30 @@ def test_checkpoints_that_do_not_fit(command, capsys, tmp_path):
     last.write_bytes(last.read_bytes()[:5000])
     assert "last.pt: corrupt" in fails(capsys, "evaluate", str(run))
     assert "no `last` checkpoint" in fails(capsys, "evaluate", str(tmp_path))
+
+
+def test_a_backbone_is_no_run_to_start_from(command, capsys, tmp_path):
+    checkpoint.save(tmp_path / "backbone.pt", {"conv1.weight": torch.zeros(1)})
+    assert "holds no segmenter" in fails(capsys, *command, f"init={tmp_path / 'backbone.pt'}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["name=../../x"], "name: '../../x' names no folder below --runs"),
+        (["name=a/b"], "name: 'a/b' names no folder"),
+        (["experiment=/tmp"], "experiment: '/tmp' names no folder"),
+        (["experiment=.."], "experiment: '..' names no folder"),
+        (['name="a\\nb"'], "names no folder"),
+        (["name="], "name: input should be a valid string"),
+        ([f"seed={2**64}"], "seed: 18446744073709551616 has more than 64 bits"),
+        (["seed=010"], "seed: input should be a valid integer"),
+        (["--check", "--processes", "0"], "--processes 0: give at least 1"),
+        (["run.time_limit=" + "9" * 400 + "h"], "run.time_limit"),
+    ],
+)
+def test_settings_that_name_nothing(settings, said, command, capsys):
+    assert said in fails(capsys, *command, *settings)
 
 
 def test_run_can_start_from_another_run(command, capsys, tmp_path):

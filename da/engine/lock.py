@@ -102,11 +102,12 @@ def _pid_namespace() -> str:
 def _read(path: Path) -> dict[str, Any] | None:
     """Who holds the lock; None where nobody does, an empty owner where the file cannot be understood."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _take(path: Path, me: dict[str, Any], otherwise: str) -> None:
@@ -155,7 +156,7 @@ def _remove(path: Path, dead: dict[str, Any], me: dict[str, Any], otherwise: str
 def _alive(path: Path, owner: dict[str, Any], me: dict[str, Any]) -> bool:
     patience = SILENCE
     if owner.get("machine") == me["machine"]:
-        if not _runs(owner["pid"]):
+        if not _runs(owner.get("pid", 0)):
             return False
     elif owner.get("job") and owner["job"] == me["job"]:
         patience = 2 * BEAT

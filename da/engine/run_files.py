@@ -7,28 +7,34 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from da.config import Section, Tree, UserError, check, difference, dump_yaml, flatten, parse_yaml
+from da.config import Section, Tree, UserError, check, difference, dump_yaml, flatten, parse_yaml, read_text
+from da.engine import dist
 
 OWN = ("config.yaml", "inputs.json", "environment.json", "metrics.jsonl", "summary.json")  # only its job writes them
 
-# Keys that change how fast a run goes or where it runs, never what comes out of it.
-FREE_KEYS = ("data.workers: ", "run.device: ", "run.time_limit: ")
+# Keys that change how fast a run goes, where, or what it shows on the way, never what comes out of it.
+FREE = ("data.workers", "run.device", "run.time_limit", "run.log_every", "run.pictures", "run.keep_every")
+# The same where there is one process: several average their running statistics each time, which rounds.
+FREE_ALONE = ("run.val_every", "run.save_every")
+DATA = ("data.source", "data.target", "data.val")  # keys of inputs.json that say which images were read
 
 
 def claim(folder: Path, config: Section, inputs: Mapping[str, str]) -> None:
     """Write `config.yaml` and `inputs.json` into a new folder; in one that has checkpoints, require the same ones.
 
-    Keys that came after the folder was written have their default there.
+    Keys that came after the folder was written have their default there. A root may change where its data are the same.
 
     Args:
-        inputs: fingerprints of what earlier runs made for this one, by the key that names it. Only those are compared
-            that exist now and did when the folder was written.
+        folder: of the run.
+        config: what the run is made of.
+        inputs: by key, the images of a stream (`DATA`), or a fingerprint of what an earlier run made for this one. Only
+            those are compared that exist now and did when the folder was written.
 
     Raises:
         UserError: the folder holds a run of another configuration, or one made from other inputs; the message shows
@@ -38,31 +44,38 @@ def claim(folder: Path, config: Section, inputs: Mapping[str, str]) -> None:
     resolved = config.model_dump(mode="json")
     for name in OWN:
         remove_left(folder, f"{name}*.writing")
-    if _claimed(folder):
-        changed = [line for line in difference(_read(path, config), resolved) if not line.startswith(FREE_KEYS)]
-        if changed:
-            raise UserError(
-                f"{folder} holds a run of another configuration ({'; '.join(changed)}); "
-                "give the new run its own name=... or delete the folder"
-            )
-        before = _read_inputs(folder)
-        for key in before.keys() & inputs.keys():
-            if before[key] != inputs[key]:
-                raise UserError(
-                    f"{folder} was made from another state of {key} {flatten(resolved)[key]} (weights {before[key]}, "
-                    f"now {inputs[key]}); delete the folder to make it anew, or give the new run its own name=..."
-                )
+    if not _claimed(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "inputs.json", json.dumps(inputs, indent=2) + "\n")
+        write_text(path, dump_yaml(resolved))
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "inputs.json", json.dumps(inputs, indent=2) + "\n")
-    write_text(path, dump_yaml(resolved))
+    before, finished = _read_inputs(folder), (folder / "summary.json").exists()
+    moved = [key for key in DATA if before.get(key) and before.get(key) == inputs.get(key)]
+    free = (*FREE, *(FREE_ALONE if dist.world() == 1 else ()), *(f"{key}.root" for key in moved))
+    differences = difference(_read(path, config), resolved)
+    changed = [line for line in differences if line.partition(": ")[0] not in free]
+    for key in before.keys() & inputs.keys() & set(DATA):
+        if before[key] != inputs[key] and (changed or not finished):
+            changed.append(f"{key} was {before[key]}, now {inputs[key]}")
+    if changed:
+        raise UserError(
+            f"{folder} holds a run of another configuration ({'; '.join(changed)}); "
+            "give the new run its own name=... or delete the folder"
+        )
+    for key in (before.keys() & inputs.keys()) - set(DATA):
+        if before[key] != inputs[key]:
+            raise UserError(
+                f"{folder} was made from another state of {key} {flatten(resolved)[key]} (weights {before[key]}, "
+                f"now {inputs[key]}); delete the folder to make it anew, or give the new run its own name=..."
+            )
+    if differences and not finished:  # as of the newest start
+        write_text(path, dump_yaml(resolved))
 
 
 def recorded_precision(folder: Path) -> Any:
     """`run.precision` of the run that `folder` holds, None where it holds none. What was begun with `auto` goes on
     in it on whatever machine."""
-    path = folder / "config.yaml"
-    return parse_yaml(path.read_text(encoding="utf-8"), str(path))["run"].get("precision") if _claimed(folder) else None
+    return flatten(_stored(folder)).get("run.precision") if _claimed(folder) else None
 
 
 def _claimed(folder: Path) -> bool:
@@ -70,13 +83,37 @@ def _claimed(folder: Path) -> bool:
 
 
 def _read_inputs(folder: Path) -> dict[str, str]:
-    path = folder / "inputs.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(folder / "inputs.json", "delete it, and what the run was made from is not compared") or {}
+
+
+def read_json(path: Path, remedy: str, needed: Iterable[str] = ()) -> dict[str, Any] | None:
+    """The object in a file of ours, None where there is no such file.
+
+    Raises:
+        UserError: damaged, or without one of the keys `needed`; `remedy` says what to do.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or set(needed) - found.keys():
+        raise UserError(f"{path}: damaged; {remedy}")
+    return found
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    path = folder / "config.yaml"
+    found = parse_yaml(read_text(path), str(path))
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged; restore it, or delete the folder to begin again")
+    return found
 
 
 def _read(path: Path, like: Section) -> dict[str, Any]:
     stored = Tree()
-    stored.add(parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
+    stored.add(_stored(path.parent), str(path))
     try:
         return check(type(like), stored).model_dump(mode="json")
     except UserError:  # of another trainer, or with keys that are no more
@@ -153,5 +190,5 @@ def to_disk(path: Path) -> None:
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """`summary.json` of a finished run, None while there is none."""
-    path = folder / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    remedy = "delete it, and the same command writes it again"
+    return read_json(folder / "summary.json", remedy, ("run", "step", "scores", "protocol", "best"))

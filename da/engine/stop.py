@@ -44,7 +44,7 @@ def seconds(text: str) -> int:
     Raises:
         ValueError: `text` is written otherwise.
     """
-    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    match = re.fullmatch(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s)?", text)
     if not match or not any(match.groups()):
         raise ValueError("write a time like 3h50m, 45m or 1d12h")
     return sum(int(n or 0) * unit for n, unit in zip(match.groups(), (86400, 3600, 60, 1)))
