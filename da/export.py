@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from da import run
 from da.config import UserError
+from da.engine import run_files
 from da.engine.log import say
 from da.evaluation.infer import upsample
 from da.labels import IGNORE
@@ -63,7 +64,7 @@ def export(checkpoint: Path, which: str, out: Path, size: tuple[int, int] | None
 
     Raises:
         UserError: the optional packages are absent, the checkpoint is wrong, or `out` cannot be written.
-        RuntimeError: the file gives other logits than PyTorch.
+        RuntimeError: the file gives other logits than PyTorch; a file that was there before stays.
     """
     try:
         import onnxscript  # noqa: F401  torch.onnx needs it and says so in a page of text
@@ -83,25 +84,28 @@ def export(checkpoint: Path, which: str, out: Path, size: tuple[int, int] | None
     if size is None:
         dynamic |= {2: torch.export.Dim("height", min=32), 3: torch.export.Dim("width", min=32)}
     out.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's advice on its own exporter
-        program = torch.onnx.export(
-            model,
-            (image,),
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_shapes={"image": dynamic},
-            dynamo=True,
-            verbose=False,
-        )
-        assert program is not None
-        classes = trainer.classes
-        facts = {"classes": classes.names, "colors": classes.colors, "ignore": IGNORE}
-        program.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
-        program.save(str(out), external_data=False)
+    with run_files.replacing(out) as fresh:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on its own exporter
+            program = torch.onnx.export(
+                model,
+                (image,),
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_shapes={"image": dynamic},
+                dynamo=True,
+                verbose=False,
+            )
+            assert program is not None
+            classes = trainer.classes
+            facts = {"classes": classes.names, "colors": classes.colors, "ignore": IGNORE}
+            program.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
+            program.save(str(fresh), external_data=False)
+        compared = _compare(fresh, other, expected)
+        run_files.to_disk(fresh)
     sizes = f"{width}x{height}" if size else "any size"
     say(f"{out}: segmenter of {checkpoint}, step {step}, {sizes}, {out.stat().st_size / 2**20:.1f} MiB")
-    _check(out, other, expected)
+    say(compared)
 
 
 def _replace_pools(module: nn.Module) -> None:
@@ -112,15 +116,14 @@ def _replace_pools(module: nn.Module) -> None:
             _replace_pools(child)
 
 
-def _check(path: Path, image: Tensor, expected: Tensor) -> None:
+def _compare(path: Path, image: Tensor, expected: Tensor) -> str:
     try:
         import onnxruntime
     except ImportError:
-        say("not compared with PyTorch: onnxruntime is not installed")
-        return
+        return "not compared with PyTorch: onnxruntime is not installed"
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found = session.run(None, {"image": image.numpy()})[0]
     difference = float(np.abs(found - expected.numpy()).max())
-    if difference > TOLERANCE * float(expected.abs().max()):
+    if not difference <= TOLERANCE * float(expected.abs().max()):  # nor not a number
         raise RuntimeError(f"{path}: onnxruntime's logits differ from PyTorch's by up to {difference:.3g}")
-    say(f"onnxruntime {onnxruntime.__version__}: logits differ from PyTorch's by at most {difference:.2g}")
+    return f"onnxruntime {onnxruntime.__version__}: logits differ from PyTorch's by at most {difference:.2g}"

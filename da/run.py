@@ -209,11 +209,11 @@ def _inputs(config: base.Experiment) -> dict[str, str]:
         with contextlib.suppress(UserError):  # gone: a finished run does without it
             if stream is not None:
                 read = name != "target" or uses_target
-                found[f"data.{name}"] = "; ".join(map(_images, stream)) if read else "not read"
+                found[f"data.{name}"] = "; ".join(map(images_of, stream)) if read else "not read"
     return found
 
 
-def _images(stream: FolderConfig) -> str:
+def images_of(stream: FolderConfig) -> str:
     """How many images a stream reads, the first and the last, and a hash of all names in their order."""
     if stream.root == "miniature":
         return stream.root
@@ -444,7 +444,7 @@ def restore(
         keys: what overrides may begin with.
 
     Raises:
-        UserError: no such checkpoint, or an override of something else.
+        UserError: no such checkpoint, weights that are not finite, or an override of something else.
     """
     state = checkpoint.load(path)
     tree = read_tree((), overrides)
@@ -453,6 +453,9 @@ def restore(
         raise UserError(f"{', '.join(fixed)}: part of the run; {command} can change {', '.join(keys)}")
     if "config" not in state:
         raise UserError(f"{path}: not a checkpoint of a run (no `config` in it)")
+    for name, module in state["modules"].items():
+        if bad := [key for key, value in module.items() if not torch.isfinite(value).all()]:
+            raise UserError(f"{path}: the weights of {name} are not finite (first: {bad[0]}); take another checkpoint")
     stored = Tree()
     stored.add(parse_yaml(state["config"], str(path)), str(path))
     if "classes" in tree.values.get("data", {}):  # the stored subset is one of the checkpoint's own classes

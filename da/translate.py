@@ -1,9 +1,12 @@
 """A source data set in the style of the target: every image through a trained generator, labels as they are."""
 
+import contextlib
+import functools
 import json
 import os
+import platform
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
@@ -26,7 +29,7 @@ from da.engine.log import bar, say
 from da.engine.stepper import Stepper
 from da.engine.stop import StopRequests, seconds
 from da.nets.generator import quantise
-from da.run import checkpoint_path, make_stepper, restore
+from da.run import checkpoint_path, images_of, make_stepper, restore
 from da.trainers import base
 
 KEYS = ("data.source.root", "data.workers", "run.device", "run.precision", "run.time_limit")  # that may change here
@@ -74,25 +77,34 @@ def translate(run: Path, out: Path, overrides: Sequence[str], batch: int, agreem
         "weights": checkpoint.fingerprint({name: m.state_dict() for name, m in trainer.modules.items()}),
         "precision": config.run.precision,
         "source": source.model_dump(mode="json", include={"dataset", "root", "split", "size"}),
+        "images": images_of(source),
     }
     dataset = folders.find(source.dataset)
     samples = dataset.index(root, source.split)
     limit = config.run.time_limit
     with StopRequests(seconds(limit) if limit else None) as stop:
         if out.exists():
-            _require_same(out, stamp)
+            if _require_same(out, stamp) != source.root:
+                with lock.held(out, "name another folder"):
+                    _share_the_rest(root, out, samples, source.split)  # the labels lie elsewhere now
+                    run_files.write_text(out / STAMP, json.dumps(stamp, indent=2) + "\n")
             say(f"{out} is complete; delete it to translate again")
         else:
             partial = out.with_name(out.name + ".partial")
-            with lock.held(partial, "name another folder"):
-                if any(path.suffix not in (".writing", ".lock") for path in partial.iterdir()):
+            with _removed_if_empty(partial), lock.held(partial, "name another folder"):
+                if out.exists():
+                    raise UserError(f"{out}: another call has just completed it")
+                confirm = functools.partial(lock.confirm, partial, lock.owner(partial))
+                run_files.remove_left(partial)
+                if any(path.suffix != ".lock" for path in partial.iterdir()):
                     _require_same(partial, stamp)
                 run_files.write_text(partial / STAMP, json.dumps(stamp, indent=2) + "\n")
                 _share_the_rest(root, partial, samples, (*dataset.lists, source.split))
                 left = [sample for sample in samples if not _copy_of(sample.image, root, partial).exists()]
                 say(f"translating {len(left)} of {len(samples)} images of {root} with {path} on {stepper.device}")
                 todo = plain_images(left, config.data.workers)
-                _translate_all(stepper, todo, source, root, partial, batch, stop)
+                _translate_all(stepper, todo, source, root, partial, batch, stop, confirm)
+                confirm()
                 os.replace(partial, out)
                 (out / "run.lock").unlink(missing_ok=True)
             say(f"{out} is complete; python -m da data check {out} --as {source.dataset}")
@@ -109,14 +121,20 @@ def _translate_all(
     out: Path,
     batch: int,
     stop: StopRequests,
+    confirm: Callable[[], None] = lambda: None,
 ) -> None:
+    """`confirm`: called before each batch; it may refuse to go on by an exception."""
     trainer: base.Trainer = stepper.trainer  # type: ignore[assignment]
     with ThreadPoolExecutor(4) as writers:
         written: list[Future[None]] = []
         for group in stop.watch(_batches(bar(todo, "translate", len(todo)), batch), 0):
+            confirm()
             images = torch.stack([image for _, image in group])
             with torch.no_grad(), stepper.autocast():
                 fake = trainer.translate(_at_training_size(images, source, stepper))
+            if not fake.isfinite().all():
+                names = ", ".join(sample.name for sample, _ in group)
+                raise UserError(f"the translation of {names} is not finite: try run.precision=fp32")
             for (sample, _), picture in zip(group, _resized(fake, images.shape[-2:])):
                 target = _copy_of(sample.image, root, out)
                 written.append(writers.submit(_write, target, quantise(picture).permute(1, 2, 0).cpu().numpy()))
@@ -176,15 +194,17 @@ def _batches(items: Iterable[tuple[Sample, Tensor]], size: int) -> Iterable[list
 
 def _write(path: Path, picture: np.ndarray) -> None:
     """Write a picture whole or not at all, in the format that its name says."""
-    aside = path.with_name(f"writing-{path.name}")
+    aside = path.with_name(f"writing-{platform.node()}-{os.getpid()}-{path.name}")  # no other process writes there
     Image.fromarray(picture).save(aside, quality=95, compress_level=1)  # each format reads its own
     os.replace(aside, path)
 
 
 def _share_the_rest(root: Path, out: Path, samples: list[Sample], lists: Sequence[str]) -> None:
     """Make the folders, link the labels, copy `lists` below the root and other small text files in it."""
+    for folder in {_copy_of(sample.image, root, out).parent for sample in samples}:
+        folder.mkdir(parents=True, exist_ok=True)
+        run_files.remove_left(folder, "writing-*")
     for sample in samples:
-        _copy_of(sample.image, root, out).parent.mkdir(parents=True, exist_ok=True)
         if sample.label is None:
             continue
         link = _copy_of(sample.label, root, out)
@@ -205,9 +225,29 @@ def _copy_of(path: Path, root: Path, out: Path) -> Path:
     return out / path.relative_to(root)
 
 
-def _require_same(folder: Path, stamp: dict[str, Any]) -> None:
-    """The run's name does not count: the same weights go by several."""
+@contextlib.contextmanager
+def _removed_if_empty(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _require_same(folder: Path, stamp: dict[str, Any]) -> Any:
+    """The root that the translations in `folder` were made from. It may differ where the names of its images do not,
+    and the run may: the same weights go by several names.
+
+    Raises:
+        UserError: `folder` holds something else.
+    """
     found = folders.read_stamp(folder)
-    if found | {"run": None} != stamp | {"run": None}:
+    source: Any = found.get("source")
+    root = source.get("root") if isinstance(source, dict) else None
+    wanted = {key: value for key, value in stamp.items() if key != "run" and (key != "images" or key in found)}
+    if found.get("images") == stamp["images"]:
+        wanted["source"] = stamp["source"] | {"root": root}
+    if {key: found.get(key) for key in wanted} != wanted:
         what = f"translations by {found.get('run')} at step {found.get('step')}" if found else "something else"
         raise UserError(f"{folder} holds {what}, not what this call would write; delete it or name another folder")
+    return root

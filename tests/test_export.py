@@ -1,6 +1,7 @@
 """The ONNX file gives PyTorch's logits at any batch and size."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from tiny import tiny
 
 from da.cli import main
 from da.evaluation.infer import upsample
-from da.export import _MatrixPool, _replace_pools
+from da.export import _compare, _MatrixPool, _replace_pools
 from da.nets.pooling import AdaptiveAvgPool2d
 from da.nets.pspnet import PSPNet, PSPNetConfig
 from da.run import checkpoint_path, restore, train
@@ -39,6 +40,39 @@ def test_logits_equal(size, run, tmp_path, capsys):
         (found,) = session.run(None, {"image": image.numpy()})
         assert found.shape == (batch, 19, height, width)
         assert np.abs(found - expected).max() < 1e-4 * max(1, np.abs(expected).max())
+
+
+def test_a_file_that_differs_leaves_the_one_that_was_there(run, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+
+    def other(model, inputs, name, **_):
+        Path(name).write_bytes(b"other")
+
+    def differ(path, *_):
+        assert path.read_bytes() == b"other"
+        raise RuntimeError("logits differ")
+
+    out = tmp_path / "model.onnx"
+    out.write_bytes(b"good")
+    monkeypatch.setattr(torch.onnx, "export", other)
+    monkeypatch.setattr("da.export._compare", differ)
+    with pytest.raises(RuntimeError, match="logits differ"):
+        main(["export", str(run), str(out)])
+    assert out.read_bytes() == b"good"
+    assert [path.name for path in tmp_path.glob("model*")] == ["model.onnx"]
+
+
+def test_logits_that_are_no_numbers_differ(tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    nan = torch.full((1, 2), float("nan"))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: Session())
+    with pytest.raises(RuntimeError, match="differ from PyTorch's by up to nan"):
+        _compare(tmp_path / "a.onnx", torch.zeros(1), nan)
+
+
+class Session:
+    def run(self, *_):
+        return [np.zeros((1, 2), np.float32)]
 
 
 @pytest.mark.parametrize("bins", [1, 2, 3, 6])

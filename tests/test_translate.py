@@ -17,11 +17,12 @@ from PIL import Image
 from tiny import REPOSITORY, tiny
 
 import da.translate
+from da.cli import main
 from da.config import UserError
 from da.data import gta5
 from da.data.check import check_root
 from da.data.loaders import plain_images
-from da.engine import lock
+from da.engine import checkpoint, lock
 from da.engine.stop import StopRequests
 from da.nets.generator import quantise
 from da.run import make_stepper, restore, train
@@ -181,6 +182,59 @@ def test_two_calls_do_not_write_to_one_folder(run, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"in use by process {first.pid} .* or name another folder"):
             translate(run, tmp_path / "translated", (), batch=1, agreement=False)
         first.kill()
+
+
+def test_data_that_were_moved_go_on_and_a_complete_set_finds_its_labels_again(run, tmp_path, monkeypatch, gta5_root):
+    out, plain, written = tmp_path / "translated", da.translate._write, []
+
+    def write(path, picture):
+        written.append(path.name)
+        if len(written) == 3:
+            raise RuntimeError("killed")
+        plain(path, picture)
+
+    monkeypatch.setattr(da.translate, "_write", write)
+    with pytest.raises(RuntimeError, match="killed"):
+        translate(run, out, (), batch=1, agreement=False)
+    (tmp_path / "translated.partial/images/writing-elsewhere-7-00009.png").touch()  # as a kill leaves it
+    first = shutil.move(gta5_root, tmp_path / "first")
+    translate(run, out, [f"data.source.root={first}"], batch=1, agreement=False)
+    assert len(written) < 12
+    assert [sample.name for sample in gta5.index(out, "all")] == [f"{n:05d}" for n in range(1, 7)]
+    second = shutil.move(first, tmp_path / "second")
+    translate(run, out, [f"data.source.root={second}"], batch=1, agreement=False)
+    assert all(sample.label.exists() for sample in gta5.index(out, "all"))
+    (second / "images/00006.png").unlink()
+    with pytest.raises(UserError, match="delete it or name another folder"):
+        translate(run, out, [f"data.source.root={second}"], batch=1, agreement=False)
+
+
+def test_a_call_that_waited_for_one_that_is_now_complete(run, tmp_path, monkeypatch):
+    """It held the lock of the folder under its old name; that is then no stray folder with a lock."""
+    out, partial, mkdir = tmp_path / "translated", tmp_path / "translated.partial", lock.Path.mkdir
+
+    def late(path, *arguments, **options):
+        mkdir(path, *arguments, **options)
+        if path == partial and not out.exists():
+            shutil.move(partial, out)
+
+    monkeypatch.setattr(lock.Path, "mkdir", late)
+    with pytest.raises(UserError, match="another call has just completed it"):
+        translate(run, out, (), batch=1, agreement=False)
+    assert not partial.exists()
+
+
+def test_weights_and_translations_that_are_no_numbers_are_refused(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("da.trainers.cycada_pixel.Trainer.translate", lambda self, image: image.float() * float("nan"))
+    with pytest.raises(UserError, match=r"the translation of 00001, 00002 is not finite"):
+        translate(run, tmp_path / "a", (), batch=2, agreement=False)
+    path = run / "checkpoints/last.pt"
+    state = checkpoint.load(path)
+    next(iter(state["modules"]["g_st"].values())).fill_(float("nan"))
+    checkpoint.save(path, state)
+    for command in (["translate", str(run), str(tmp_path / "b")], ["export", str(run), str(tmp_path / "b.onnx")]):
+        assert main(command) == 2
+        assert "last.pt: the weights of g_st are not finite" in capsys.readouterr().err
 
 
 def test_says_which_step_and_takes_data_that_lie_elsewhere(run, tmp_path, gta5_root, capsys):

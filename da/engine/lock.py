@@ -118,6 +118,9 @@ def _take(path: Path, me: dict[str, Any], otherwise: str) -> None:
             return
         except FileExistsError:
             owner = _read(path)
+        except FileNotFoundError:  # the folder was renamed meanwhile
+            path.parent.mkdir(parents=True, exist_ok=True)
+            continue
         if owner is None:
             continue
         if _alive(path, owner, me):
