@@ -14,10 +14,18 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-${SLURM_GPUS_PER_NODE:-1}}} # processes on each machine, one per GPU
 GPUS=${GPUS##*:}                         # a100:4
+if ! [[ $GPUS =~ ^[1-9][0-9]{0,3}$ ]]; then
+  echo "error: GPUS=$GPUS: give the number of processes on each machine, such as 4" >&2
+  exit 2
+fi
 NODES=1                                  # machines of this job
 [ -z "${SLURM_JOB_ID:-}" ] || NODES=${SLURM_NNODES:-1}
 RUNS=${RUNS:-runs}                       # folder of all runs
 RESTARTS=${RESTARTS:-3}                  # how often torchrun starts crashed processes again
+if ! [[ $RESTARTS =~ ^[0-9]{1,4}$ ]]; then
+  echo "error: RESTARTS=$RESTARTS: give a number, such as 3" >&2
+  exit 2
+fi
 DA_STARTED=$(date +%s)                   # run.time_limit counts from here
 export DA_STARTED
 # What Slurm's commands call this job: of one task of an array SLURM_JOB_ID may be the number of them all.

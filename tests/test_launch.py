@@ -60,6 +60,49 @@ def test_a_mistake_ends_with_exit_code_2(tmp_path):
     assert "did you mean 'steps'" in done.stderr
 
 
+@pytest.mark.parametrize("variable", ["GPUS=2.5", "GPUS=0", "GPUS=two", "GPUS=-1", "GPUS=08", "RESTARTS=many"])
+@pytest.mark.parametrize("script", ["gta2city_source_only.sh", "gta2city_cycada.sh"])
+def test_numbers_that_are_none_are_refused(script, variable, tmp_path):
+    name, value = variable.split("=")
+    done = launch(script, RUNS=str(tmp_path), **{name: value})
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {variable}: give ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_scripts_keep_their_line_ends_in_a_clone_of_windows(tmp_path):
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("no git checkout")
+    (tmp_path / "new").mkdir()
+    git = ["git", "-C", str(tmp_path / "new"), "-c", "core.autocrlf=true"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    for name in (".gitattributes", "launch/lib.sh", "README.md", "docs/domains.png"):
+        (tmp_path / "new" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, tmp_path / "new" / name)
+    subprocess.run([*git, "add", "--all"], check=True, capture_output=True)
+    for name in ("launch/lib.sh", "README.md", "docs/domains.png"):
+        (tmp_path / "new" / name).unlink()
+    subprocess.run([*git, "checkout", "--", "."], check=True)
+    for name in ("launch/lib.sh", "README.md", "docs/domains.png"):
+        assert (tmp_path / "new" / name).read_bytes() == (REPOSITORY / name).read_bytes()
+
+
+def test_what_the_readme_writes_is_not_for_git():
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("no git checkout")
+    written = [
+        "compare.png",
+        "report/index.html",
+        "runs/mini/a",
+        "out/a.png",
+        "translated/a",
+        "segmenter.onnx",
+        "bench.json",
+    ]
+    ignored = subprocess.run(["git", "check-ignore", *written], cwd=REPOSITORY, capture_output=True, text=True).stdout
+    assert ignored.split() == written
+
+
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [

@@ -15,7 +15,6 @@ anything missing, unknown or of another shape is an error.
 """
 
 import argparse
-import pickle
 import re
 import sys
 from collections.abc import Sequence
@@ -126,15 +125,18 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except Exception as error:  # a file may be anything, and torch says so in many ways
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:100]}".rstrip(": ")
         raise UserError(
-            f"{path}: cannot be read as plain tensors ({str(error).strip().splitlines()[0]}); where it was made, "
-            "load it and save only its state dict"
+            f"{path}: cannot be read as plain tensors ({reason}); where it was made, load it and save only its state "
+            "dict"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
         raise UserError(f"{path}: holds no state dict (names to tensors)")
     return {name.removeprefix("module."): value for name, value in found.items()}
 

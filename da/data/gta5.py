@@ -11,7 +11,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from da.config import UserError
-from da.data import folders
+from da.data import folders, processes
 from da.data.folders import DataSet, Sample
 from da.labels import COLORS, LabelSpace, Scheme
 
@@ -58,10 +58,23 @@ def scan(root: Path, split: str, with_labels: bool = True) -> list[Sample]:
 def _read_split(root: Path, split: str) -> list[str]:
     path = root / "split.mat"
     try:
-        numbers = loadmat(path)[f"{split}Ids"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: no {split}Ids could be read; put GTA5's own file there, or set split: all") from error
-    return [f"{n:05d}" for n in numbers.ravel().tolist()]
+        if not path.is_file():
+            raise FileNotFoundError("no such file")
+        numbers = processes.apart(_split_ids, path, split)  # scipy's reader crashes on some damaged files
+    except Exception as error:
+        raise UserError(
+            f"{path}: no {split}Ids could be read ({str(error).strip().partition(chr(10))[0][:100]}); put GTA5's own "
+            "file there, or set split: all"
+        ) from error
+    return [f"{n:05d}" for n in numbers]
+
+
+def _split_ids(path: Path, split: str) -> list[int]:
+    key = f"{split}Ids"
+    numbers = np.asarray(loadmat(path, appendmat=False, variable_names=[key])[key]).ravel()
+    if numbers.dtype.kind not in "uif" or not numbers.size or (numbers != np.floor(numbers)).any() or numbers.min() < 1:
+        raise ValueError(f"{key} holds {numbers.size} values of type {numbers.dtype}, not the numbers of images")
+    return [int(number) for number in numbers]
 
 
 def scheme(classes: LabelSpace) -> Scheme:

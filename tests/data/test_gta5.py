@@ -1,3 +1,5 @@
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,36 @@ def test_split_mat_counts_from_one(gta5_root: Path) -> None:
     assert names["train"] == ["00001", "00002", "00005"]
     assert names["val"] == ["00003"]
     assert names["test"] == ["00006", "00004"]
+
+
+@pytest.mark.parametrize("kind", ["doubles", "halves", "none", "text", "other", "zero"])
+def test_what_a_split_mat_may_hold(gta5_root: Path, kind: str) -> None:
+    values = {"doubles": [1.0, 3.0], "halves": [1.5], "none": [], "text": "00001", "other": [1], "zero": [0]}
+    savemat(gta5_root / "split.mat", {"other" if kind == "other" else "trainIds": values[kind]})
+    if kind == "doubles":
+        assert [s.name for s in gta5.index(gta5_root, "train")] == ["00001", "00003"]
+        return
+    with pytest.raises(UserError, match=r"split\.mat: no trainIds could be read \(.*set split: all"):
+        gta5.index(gta5_root, "train")
+
+
+def _crash(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_split_mat_that_crashes_its_reader_is_one_line(gta5_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    savemat(gta5_root / "split.mat", {"trainIds": [1]})
+    monkeypatch.setattr(gta5, "_split_ids", _crash)
+    with pytest.raises(UserError, match=r"split\.mat: no trainIds could be read"):
+        gta5.index(gta5_root, "train")
+
+
+@pytest.mark.parametrize("data", [b"", b"1\n2\n3\n", bytes(200)])
+def test_a_split_mat_that_is_none(gta5_root: Path, data: bytes) -> None:
+    (gta5_root / "split.mat").write_bytes(data)
+    with pytest.raises(UserError, match=r"split\.mat: no valIds could be read") as caught:
+        gta5.index(gta5_root, "val")
+    assert "\n" not in str(caught.value)
 
 
 def test_missing_split_mat_is_named(gta5_root: Path) -> None:

@@ -92,6 +92,13 @@ def test_what_does_not_fit_is_named(semseg_file, tmp_path, capsys):
 def test_files_that_hold_no_state_dict(tmp_path, capsys):
     (tmp_path / "text.pth").write_text(json.dumps({}))
     assert "text.pth" in refused(capsys, "mmseg", tmp_path / "text.pth", tmp_path / "out.pt")
+    for name, data in (("empty.pth", b""), ("words.pth", b"hello world\n"), ("zip.pth", b"PK\3\4" + bytes(50))):
+        (tmp_path / name).write_bytes(data)
+        said = refused(capsys, "torchvision", tmp_path / name, tmp_path / "out.pt")
+        assert f"{name}: cannot be read as plain tensors" in said
+        assert said.count("\n") == 1
+    torch.save({1: torch.zeros(1)}, tmp_path / "numbers.pth")
+    assert "no state dict" in refused(capsys, "torchvision", tmp_path / "numbers.pth", tmp_path / "out.pt")
     torch.save([1, 2], tmp_path / "list.pth")
     assert "no state dict" in refused(capsys, "mmseg", tmp_path / "list.pth", tmp_path / "out.pt")
     assert "missing.pth" in refused(capsys, "mmseg", tmp_path / "missing.pth", tmp_path / "out.pt")
