@@ -11,11 +11,11 @@ from typing import Literal, NamedTuple, get_args
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from da import run
 from da.config import UserError
-from da.data.folders import DECODE_ERRORS
+from da.data import folders
 from da.engine import dist
 from da.engine.log import bar, say
 from da.engine.stepper import Stepper
@@ -100,7 +100,7 @@ def predict(
     Image.fromarray(visualize.legend(trainer.classes)).save(out / "legend.png")
     say(f"{checkpoint}, step {step}, on {stepper.device}: {len(jobs)} inputs; {config.eval.describe()}")
     skipped: list[str] = []
-    failed = 0
+    failed = turned = 0
     for job in bar(jobs, "inputs", len(jobs)):
         try:
             if job.problem:
@@ -108,13 +108,19 @@ def predict(
             if job.frames:
                 skipped += _video(stepper, config.eval, job, out, kinds, opacity)
             else:
-                results = _segment(stepper, config.eval, read_picture(job.path), kinds, opacity)
+                picture = read_picture(job.path)
+                turned += folders.is_turned(job.path)
+                results = _segment(stepper, config.eval, picture, kinds, opacity)
                 for kind, result in results.items():
                     _save(out / f"{job.name}_{kind}", kind, result, trainer.classes)
         except _Unreadable as error:
             failed += 1
             skipped.append(f"skipped {job.path}: {error}")
             say(skipped[-1])
+    if turned:
+        say(
+            f"{turned} pictures ask by their EXIF orientation to be shown turned; they are segmented as they are stored"
+        )
     say(f"{len(jobs) - failed} of {len(jobs)} inputs segmented; results and legend.png in {out}")
     return skipped
 
@@ -174,34 +180,17 @@ def _unique(jobs: Iterator[_Job]) -> Iterator[_Job]:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """A picture as (H, W, 3) uint8 RGB, upright: grey is repeated, transparency dropped, 16 bits and floats
-    (of white 1, 255 or 65535) brought to 8 bits.
+    """A picture as (H, W, 3) uint8 RGB, decoded as training decodes it: the EXIF orientation is not followed.
 
     Raises:
         _Unreadable: missing, truncated, huge, or no picture.
     """
+    if path.exists() and not path.is_file():
+        raise _Unreadable("a folder, FIFO, socket or device, no picture")
     try:
-        if path.exists() and not path.is_file():
-            raise _Unreadable("a folder, FIFO, socket or device, no picture")
-        with Image.open(path) as image:
-            upright = _upright(image)
-            if upright.mode.startswith(("I", "F")):  # grey of 16 bits or floats, which `convert` would clip
-                grey = np.nan_to_num(np.asarray(upright, np.float32))
-                white = 1 if upright.mode == "F" and grey.max() <= 1 else 255 if grey.max() <= 255 else 65535
-                if upright.mode.startswith("I;16") or image.format == "PNG":  # of which 8 bits are mode L
-                    white = 65535
-                grey = np.rint(grey * (255 / white)).clip(0, 255)
-                return np.repeat(grey.astype(np.uint8)[..., None], 3, 2)
-            return np.array(upright.convert("RGB"))
-    except DECODE_ERRORS as error:
-        raise _Unreadable(getattr(error, "strerror", None) or str(error)) from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # Pillow stumbles over damaged metadata in many ways; the pixels may still be whole
-        return image
+        return folders.read_image(path)
+    except UserError as error:
+        raise _Unreadable(str(error).removeprefix(f"{path}: ")) from error
 
 
 def _segment(

@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from da.config import UserError
-from da.data import folders
+from da.data import folders, processes
 from da.data.folders import DataSet, Sample
 from da.labels import IGNORE, TRAIN_IDS, LabelSpace, Scheme, pack
 
@@ -206,7 +205,7 @@ def _misread(values: set[int], scheme: Scheme, classes: LabelSpace) -> tuple[lis
 
 def _examine_all(samples: list[Sample], dataset: str, classes: LabelSpace, split: str) -> Iterable[_Findings]:
     workers = min(os.cpu_count() or 1, 16)
-    with ProcessPoolExecutor(workers) as pool:
+    with processes.pool(workers) as pool:
         chunk = max(1, min(16, len(samples) // workers))
         found = pool.map(partial(_examine, dataset, classes), samples, chunksize=chunk)
         yield from folders.progress(found, f"{dataset} {split}", len(samples), "pair")

@@ -305,6 +305,8 @@ def to_rgb(image: Image.Image) -> np.ndarray:
         return np.array(image.convert("RGB"))
     grey = np.nan_to_num(np.asarray(image, np.float32))  # `convert` would clip it
     white = 1 if image.mode == "F" and grey.max() <= 1 else 255 if grey.max() <= 255 else 65535
+    if image.mode.startswith("I;16") or image.format == "PNG":  # of which 8 bits are mode L
+        white = 65535
     grey = np.rint(grey * (255 / white)).clip(0, 255)
     return np.repeat(grey.astype(np.uint8)[..., None], 3, 2)
 

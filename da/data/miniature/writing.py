@@ -1,10 +1,6 @@
 """The files of the miniature, in the layouts of the real data sets, and the cache they lie in."""
 
-import multiprocessing
 import os
-import shutil
-import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from da.config import UserError
-from da.data import folders
+from da.data import folders, processes
 from da.data.miniature.classes import COLORS
 from da.data.miniature.scene import Domain, Split, frame
 
@@ -70,7 +66,7 @@ def render(root: Path, seed: int = 0, sizes: Sizes = DEFAULT_SIZES) -> None:
         for path in frame_paths(root, domain, split, index):
             path.parent.mkdir(parents=True, exist_ok=True)
     workers = min(os.cpu_count() or 1, 1 + len(jobs) // 20)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with processes.pool(workers) as pool:
         done = pool.map(_write_frame, *zip(*jobs), chunksize=4)
         for _ in folders.progress(done, "rendering the miniature", len(jobs), "frame"):
             pass
@@ -92,18 +88,16 @@ def ensure(seed: int = 0, sizes: Sizes = DEFAULT_SIZES) -> Path:
         return folder
     try:
         cache_root.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=cache_root))
+        with processes.partial_folder(folder) as partial:
+            render(partial, seed, sizes)
+            partial.chmod(0o755)
+            try:
+                os.replace(partial, folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
     except OSError as error:
         raise UserError(
             f"{cache_root}: cannot be written ({error.strerror}); set DA_CACHE to a folder that can"
         ) from error
-    try:
-        render(partial, seed, sizes)
-        partial.chmod(0o755)
-        os.replace(partial, folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
