@@ -241,7 +241,7 @@ def segmenter(bench: Bench) -> None:
     cuda = bench.device.type == "cuda"
     size = (64, 128) if bench.small else (512, 1024) if cuda else (256, 512)
     arch = "resnet18" if bench.small else "resnet101" if cuda else "resnet50"
-    plain = PSPNet(PSPNetConfig(backbone=arch, weights="none"), NUM_CLASSES).to(bench.device)  # type: ignore[arg-type]
+    plain = PSPNet(PSPNetConfig(backbone=arch, weights="none"), NUM_CLASSES).to(bench.device)
     last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     batch = synthetic_batch(size, bench.device)
     image, label = batch.src_image.float() / 255, batch.src_label
@@ -611,7 +611,7 @@ def evaluation(bench: Bench) -> None:
     size, inputs = ((128, 64), (64, 32)) if bench.small else ((2048, 1024), (1024, 512))
     arch = "resnet18" if bench.small else "resnet101"
     torch.manual_seed(0)
-    network = PSPNet(PSPNetConfig(backbone=arch, weights="none"), NUM_CLASSES)  # type: ignore[arg-type]
+    network = PSPNet(PSPNetConfig(backbone=arch, weights="none"), NUM_CLASSES)
     network.to(bench.device).to(memory_format=torch.channels_last).eval()
     config = EvalConfig(input_size=inputs)
     matrix = ConfusionMatrix(NUM_CLASSES, bench.device)

@@ -120,6 +120,7 @@ def evaluate_runs(
                 found = {
                     "run": name,
                     **protocol(config),
+                    "weights_report": trainer.weights_report,
                     **(_named(label, chosen) if chosen else {}),
                     "checkpoint": kind,
                     "checkpoint_file": str(path),

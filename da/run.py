@@ -125,6 +125,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
 
     began = time.time()
     trainer = base.build(config)
+    trainer.weights_report = trainer.segmenter.load_report.as_dict()
     say(trainer.segmenter.load_report.text() if trainer.judged else f"{where}: {UNTRAINED}")
     if config.init and not checkpoint.find_last(where / "checkpoints"):
         _initialise(trainer, config.init)
@@ -167,7 +168,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         where,
         validate,
         show,
-        {"config": json.dumps(config.model_dump(mode="json"))},
+        {"config": json.dumps(config.model_dump(mode="json")), "weights_report": trainer.weights_report},
         lambda states, source: load_modules(trainer.modules, states, source),
         stop.poll,
         stop.waiting,
@@ -188,7 +189,8 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         )
     )
     if dist.is_main():
-        _finish(where, config, loop.best, time.time() - began, {} if trainer.judged else {"note": UNTRAINED})
+        note = {} if trainer.judged else {"note": UNTRAINED}
+        _finish(where, config, loop.best, time.time() - began, {"weights_report": trainer.weights_report, **note})
     dist.barrier()
 
 
@@ -348,7 +350,7 @@ def _example_rows(stepper: Stepper, batch: Batch) -> list[list[np.ndarray]]:
     return rows
 
 
-def _finish(where: Path, config: base.Experiment, best: dict[str, Any], seconds: float, note: dict[str, str]) -> None:
+def _finish(where: Path, config: base.Experiment, best: dict[str, Any], seconds: float, note: dict[str, Any]) -> None:
     """Write `summary.json`, last of all: its presence means that the run is finished."""
     metrics = where / "metrics.jsonl"
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
@@ -469,6 +471,7 @@ def restore(
     data = config.data.model_copy(update={"classes": own})
     trainer = base.build(config.model_copy(update={"model": bare, "data": data}))
     load_modules(trainer.modules, state["modules"], str(path))
+    trainer.weights_report = state.get("weights_report")
     return config, trainer, state["step"]
 
 

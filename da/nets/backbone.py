@@ -10,6 +10,8 @@ semseg and mmseg; the authors' place is kept for `stem: caffe`); basic blocks ca
 torchvision's cannot.
 """
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -28,6 +30,18 @@ STEM_WIDTHS: dict[Stem, tuple[int, ...]] = {
 class Features(NamedTuple):
     layer3: Tensor  # (B, C3, h, w)
     layer4: Tensor  # (B, C4, h, w)
+
+
+def cut(net: nn.Module, ends: Sequence[str]) -> list[list[nn.Module]]:
+    """The modules of `net` in the order of their definition, each once, cut after each module named in `ends`. What
+    comes after the last belongs to it. A module stands for its own parameters, not for those of its children."""
+    names = [name for name, _ in net.named_modules()]
+    last = [max(i for i, name in enumerate(names) if f"{name}.".startswith(f"{end}.")) for end in ends]
+    assert last == sorted(last), f"{ends} are not in the order of definition"
+    stages: list[list[nn.Module]] = [[] for _ in ends]
+    for i, module in enumerate(net.modules()):
+        stages[min(bisect_left(last, i), len(ends) - 1)].append(module)
+    return stages
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -180,3 +194,7 @@ class ResNet(nn.Module):
         x = self.maxpool(x)  # (B, 64 or 128, H/4, W/4)
         layer3 = self.layer3(self.layer2(self.layer1(x)))
         return Features(layer3, self.layer4(layer3))
+
+    def stages(self) -> list[list[nn.Module]]:
+        """The modules, each once, from the image on: those of the stem, and of layer1 to layer4."""
+        return cut(self, ["maxpool", "layer1", "layer2", "layer3", "layer4"])

@@ -5,12 +5,14 @@ Normalization for Unsupervised Domain Adaptation", CVPR 2019. Differs from the p
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from da.config import UserError
 
 Domain = Literal["source", "target"]
 
@@ -94,12 +96,30 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
 
 
 def replace_norms(module: nn.Module, kind: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
-    """Replace every BatchNorm2d below `module` by one of `kind` with the same state."""
+    """Replace every BatchNorm2d below `module` by one of `kind` with the same state; what a norm of timm does after
+    normalising stays.
+
+    Raises:
+        UserError: a norm over batches that no `kind` can stand for.
+    """
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
+        if type(child) is nn.BatchNorm2d and child.affine:
             setattr(module, name, kind(child))
+        elif type(child).__name__ == "BatchNormAct2d" and child.affine:  # timm's
+            norm = kind(cast(nn.BatchNorm2d, child))
+            norm.drop, norm.act = child.drop, child.act
+            norm.register_forward_hook(_drop_and_activate)
+            setattr(module, name, norm)
+        elif isinstance(child, nn.modules.batchnorm._BatchNorm):
+            raise UserError(
+                f"model.bn: the backbone has a {type(child).__name__}, for which only train and frozen work"
+            )
         else:
             replace_norms(child, kind)
+
+
+def _drop_and_activate(norm: Any, _: object, output: Tensor) -> Tensor:
+    return norm.act(norm.drop(output))
 
 
 def processes() -> int:

@@ -9,15 +9,16 @@ branch would give BatchNorm a single value per channel; align_corners is a setti
 """
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from da.config import Section, UserError
-from da.nets.backbone import Arch, ResNet, Stem
+from da.nets.backbone import ARCHS, Arch, ResNet, Stem
+from da.nets.encoders import PREFIX, TimmEncoder
 from da.nets.norms import Domain, DomainBatchNorm2d, SyncBatchNorm2d, processes, replace_norms
 from da.nets.pooling import AdaptiveAvgPool2d
 from da.nets.weights import load_backbone
@@ -26,11 +27,23 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def _known_backbone(name: str) -> str:
+    if name not in ARCHS and not name.startswith(PREFIX):
+        raise ValueError(f"one of {', '.join(ARCHS)}, or timm/<name>")
+    return name
+
+
 class PSPNetConfig(Section):
     """The `model:` section.
 
     Attributes:
-        backbone, stem, output_stride, contract_dilation: see `da.nets.backbone.ResNet`.
+        backbone: one of `da.nets.backbone.ARCHS`, or `timm/<name>`: see `da.nets.encoders`.
+        stem, contract_dilation: of the ResNets in `da.nets.backbone`.
+        output_stride: input pixels per feature cell; without effect on transformers, which have their patch.
+        drop_path: rate of stochastic depth in a timm network, 0 = none.
+        frozen_stages: how many of the backbone's `stages()`, from the image on, stay as they were loaded: no gradient,
+            no batch statistics, no drop-path. 1 is the stem (of ConvNeXt with its first stage, of a transformer the
+            embedding).
         bins: cells per side of each pyramid level.
         head_channels: width of the fused head; 128 suits resnet18 and resnet34.
         aux: build the auxiliary head on layer3, a quarter of layer3's channels wide.
@@ -47,10 +60,12 @@ class PSPNetConfig(Section):
         weights: of the backbone: `none` (random), `imagenet`, or see `da.nets.weights.load_backbone`.
     """
 
-    backbone: Arch = "resnet101"
+    backbone: Annotated[str, AfterValidator(_known_backbone)] = "resnet101"
     stem: Stem = "torchvision"
     output_stride: Literal[8, 16] = 8
     contract_dilation: bool = True
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    frozen_stages: NonNegativeInt = 0
     bins: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 3, 6)
     head_channels: PositiveInt = 512
     aux: bool = True
@@ -110,6 +125,27 @@ class PyramidPooling(nn.Module):
         return torch.cat(maps, 1)  # the input first
 
 
+def _backbone(config: PSPNetConfig) -> ResNet | TimmEncoder:
+    """
+    Raises:
+        UserError: settings that the backbone does not have.
+    """
+    backbone: ResNet | TimmEncoder
+    if config.backbone.startswith(PREFIX):
+        if config.stem != "torchvision" or not config.contract_dilation:
+            raise UserError(
+                "model.stem, model.contract_dilation: are for resnet18 to resnet101; leave them out for timm/..."
+            )
+        backbone = TimmEncoder(config.backbone.removeprefix(PREFIX), config.output_stride, config.drop_path)
+    else:
+        if config.drop_path:
+            raise UserError(f"model.drop_path: {config.backbone} has none; set it to 0 or take timm/{config.backbone}")
+        backbone = ResNet(cast(Arch, config.backbone), config.stem, config.output_stride, config.contract_dilation)
+    if config.frozen_stages > (most := len(backbone.stages())):
+        raise UserError(f"model.frozen_stages: {config.backbone} has {most} stages, not {config.frozen_stages}")
+    return backbone
+
+
 def _classifier(in_channels: int, width: int, num_classes: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
@@ -158,7 +194,7 @@ class PSPNet(nn.Module):
     def __init__(self, config: PSPNetConfig, num_classes: int) -> None:
         super().__init__()
         self.config = config
-        self.backbone = ResNet(config.backbone, config.stem, config.output_stride, config.contract_dilation)
+        self.backbone = _backbone(config)
         self.load_report = load_backbone(self.backbone, config.weights, config.backbone)
         self.ppm = PyramidPooling(self.backbone.num_features, config.bins, config.ppm_norm, config.align_corners)
         self.cls = _classifier(self.ppm.out_channels, config.head_channels, num_classes, config.dropout)
@@ -174,6 +210,9 @@ class PSPNet(nn.Module):
         mean, std = self.load_report.statistics or imagenet
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
+        for module in self._frozen():
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
         self.train()
 
     def forward(self, image: Tensor, domain: Domain = "target") -> Scores:
@@ -230,7 +269,13 @@ class PSPNet(nn.Module):
             for module in self.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
+        for module in self._frozen():
+            module.training = False
         return self
+
+    def _frozen(self) -> list[nn.Module]:
+        """The modules of the backbone that stay as they were loaded."""
+        return [module for stage in self.backbone.stages()[: self.config.frozen_stages] for module in stage]
 
     def _heads(self) -> list[nn.Module]:
         return [head for head in (self.ppm, self.cls, self.aux) if head is not None]

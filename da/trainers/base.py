@@ -89,6 +89,7 @@ class Trainer(ABC):
     optimizers: dict[str, Optimizer]  # each parameter in exactly one group of one optimiser
     segmenter: PSPNet
     judged: bool = True  # False: nobody trained the segmenter, its scores and predictions say nothing
+    weights_report: dict[str, Any] | None = None  # what filled the backbone before it was trained (`LoadReport`)
     now: int = 0  # number of the current update, from 0; the engine sets it
     share: Tensor | float = 1.0  # of the current micro-batch, see `shares`; the engine sets it
 
