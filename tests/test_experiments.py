@@ -66,6 +66,8 @@ def test_every_setting_is_read(tmp_path, gta5_root, cityscapes_root, monkeypatch
 
     optional = ["eval.sliding={crop: [64, 32]}", "eval.crf={radius: 1}"]  # sections that are absent by default
     configs = [tiny(METHOD_FILES[m], gta5_root, cityscapes_root, *optional) for m in base.methods()]
+    adamw = ["method.adamw={layer_decay: 0.9}", "name=adamw"]
+    configs.append(tiny("source_only", gta5_root, cityscapes_root, *optional, *adamw))
     monkeypatch.setattr(Section, "__getattribute__", recording, raising=False)
     for config in configs:
         train(config, tmp_path / "runs")

@@ -135,7 +135,7 @@ class TimmEncoder(nn.Module):
         """
         size = x.shape[-2:]
         rest = [-side % self.stride for side in size] if self.pads else [0, 0]
-        if not any(rest):
+        if all(isinstance(side, int) and side == 0 for side in rest):  # no int, where a graph for any size is made
             return Features(*self._maps(x))
         padded = F.pad(x, (0, rest[1], 0, rest[0]))
         return Features(*(_crop(m, size, padded.shape[-2:]) for m in self._maps(padded)))
