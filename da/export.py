@@ -1,6 +1,7 @@
 """A checkpoint's segmenter as an ONNX file."""
 
 import json
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def export(checkpoint: Path, which: str, out: Path, size: tuple[int, int] | None
     installed the file is run and must give PyTorch's logits.
 
     Raises:
-        UserError: the optional packages are absent, the checkpoint is wrong, or `out` cannot be written.
+        UserError: the optional packages are absent, the checkpoint is wrong, `out` cannot be written, or the backbone's
+            graph is of one size and none is given.
         RuntimeError: the file gives other logits than PyTorch; a file that was there before stays.
     """
     try:
@@ -87,6 +89,7 @@ def export(checkpoint: Path, which: str, out: Path, size: tuple[int, int] | None
     with run_files.replacing(out) as fresh:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on its own exporter
+            logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells of each node that it cannot simplify
             program = torch.onnx.export(
                 model,
                 (image,),
@@ -96,11 +99,17 @@ def export(checkpoint: Path, which: str, out: Path, size: tuple[int, int] | None
                 dynamo=True,
                 verbose=False,
             )
-            assert program is not None
-            classes = trainer.classes
-            facts = {"classes": classes.names, "colors": classes.colors, "ignore": IGNORE}
-            program.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
-            program.save(str(fresh), external_data=False)
+        assert program is not None
+        shape: Any = program.model.graph.inputs[0].shape
+        if size is None and any(isinstance(side, int) for side in shape[2:]):
+            raise UserError(
+                f"export: torch cannot make a graph of {config.model.backbone} for images of any size (the size of its "
+                "example becomes a constant); add --size WIDTH HEIGHT"
+            )
+        classes = trainer.classes
+        facts = {"classes": classes.names, "colors": classes.colors, "ignore": IGNORE}
+        program.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
+        program.save(str(fresh), external_data=False)
         compared = _compare(fresh, other, expected)
         run_files.to_disk(fresh)
     sizes = f"{width}x{height}" if size else "any size"

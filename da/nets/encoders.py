@@ -93,7 +93,7 @@ class TimmEncoder(nn.Module):
             self._refuse_drop_path(error)
             strides = set()
         if len(strides) != 1 or not hasattr(net, "blocks"):
-            why = str(undilated).strip().partition("\n")[0] or type(undilated).__name__
+            why = str(undilated).strip().partition("\n")[0] or "its code asserts another"
             raise UserError(
                 f"model.backbone: timm has no form of {self.name} with output stride {output_stride} ({why}), and it "
                 "is no transformer of one stride that takes images of any size; take another encoder"

@@ -1,8 +1,12 @@
 """timm's networks behind the two outputs of our ResNet."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import REPOSITORY
 from torch import nn
 
 from da.config import UserError
@@ -27,6 +31,19 @@ def randomise(net: nn.Module) -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 2.0)
+
+
+def test_our_resnets_need_no_timm():
+    program = (
+        "import sys; sys.modules['timm'] = None; from da.nets.pspnet import *; "
+        "PSPNet(PSPNetConfig(backbone='resnet18', weights='none')); import da.run; "
+        "from da.config import UserError\n"
+        "try: PSPNet(PSPNetConfig(backbone='timm/resnet18', weights='none'))\n"
+        "except UserError as error: print(error)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
+    assert said.stdout.count("\n") == 1, said.stderr
+    assert "pip install timm" in said.stdout
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
@@ -121,7 +138,7 @@ def test_output_stride_8_keeps_the_features_of_the_undilated_network(name, size,
     ("name", "why"),
     [
         ("swin_tiny_patch4_window7_224", "output_stride"),
-        ("hrnet_w18_small", "AssertionError"),
+        ("hrnet_w18_small", "asserts"),
         ("pvt_v2_b0", "output_stride"),
         ("resnet18.tv_in1k", "model.weights: timm/<tag>"),
         ("resnet_18", "near: "),
