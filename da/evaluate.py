@@ -20,7 +20,6 @@ from da.data.loaders import resolve_root, val_samples, workers_watched
 from da.data.transforms import FolderConfig
 from da.engine import dist, run_files
 from da.engine.log import say
-from da.engine.stepper import definite
 from da.evaluation import official, visualize
 from da.evaluation.infer import EvalConfig
 from da.evaluation.metrics import scores
@@ -95,9 +94,8 @@ def evaluate_runs(
         path = checkpoint_path(run, which)
         own, trainer, step = restore(path, overrides)
         device = dist.pick_device(own.run.device)
-        run_config = own.run.model_copy(update={"precision": definite(own.run.precision, device)})
-        own = own.model_copy(update={"run": run_config})
         stepper = make_stepper(trainer, own, device)
+        own = own.model_copy(update={"run": own.run.model_copy(update={"precision": stepper.precision})})
         has_labels = _has_labels(own.data.val)
         if not has_labels and not export:
             raise UserError(f"{own.data.val.root}: no labels of split test to score; --export DIR writes predictions")

@@ -3,9 +3,10 @@
 import contextlib
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,18 @@ from da.data.loaders import (
     val_samples,
     workers_watched,
 )
-from da.data.transforms import FolderConfig
+from da.data.transforms import DomainConfig, FolderConfig
 from da.engine import checkpoint, dist, lock, run_files
 from da.engine.log import bar, say
 from da.engine.loop import Loop, Scalars
-from da.engine.stepper import Stepper, definite, set_deterministic
+from da.engine.stepper import (
+    Stepper,
+    bf16_is_worth_a_trial,
+    definite,
+    fastest,
+    set_deterministic,
+    to_channels_last,
+)
 from da.engine.stop import StopRequests, seconds
 from da.evaluation import visualize
 from da.evaluation.infer import entropy, predict_entropy, predict_labels, upsample
@@ -103,12 +111,55 @@ def train(config: base.Experiment, runs: Path) -> Path:
         device = dist.pick_device(config.run.device, long_work=any(s.root != "miniature" for s in config.data.source))
         dist.setup(device)
         with lock.held(where):
-            precision = config.run.precision
-            if precision == "auto":  # `config.yaml` says which it was
-                precision = dist.gather(run_files.recorded_precision(where) or definite(precision, device))[0]
-            run = config.run.model_copy(update={"precision": precision})
-            _train(config.model_copy(update={"run": run}), where, device, stop)
+            _train(_without_auto(config, where, device), where, device, stop)
     return where
+
+
+def _without_auto(config: base.Experiment, where: Path, device: torch.device) -> base.Experiment:
+    """Precision and memory format made definite; `config.yaml` says which they were. A CPU tries a few updates of this
+    very method in each combination: depthwise networks differ from others."""
+    recorded = dist.gather(run_files.recorded(where))[0]
+    choices: dict[str, list[Any]] = {"channels_last": [True, False], "precision": ["fp32", "bf16"]}
+    for key in choices:
+        value = getattr(config.run, key)
+        value = recorded.get(key, value) if value == "auto" else value
+        if value != "auto":
+            choices[key] = [value]
+    if len(choices["precision"]) > 1 and (device.type == "cuda" or not bf16_is_worth_a_trial()):
+        choices["precision"] = [definite("auto", device)]
+    if device.type == "cuda":
+        choices["channels_last"] = choices["channels_last"][:1]
+    candidates = [dict(zip(choices, values)) for values in product(*choices.values())]
+    found = candidates[0]
+    if len(candidates) > 1:
+        found = fastest(_trial(config, choices["channels_last"]), candidates, lead=0.95)
+        say(f"fastest here: {', '.join(f'run.{key}={json.dumps(value)}' for key, value in found.items())}")
+    return config.model_copy(update={"run": config.run.model_copy(update=found)})
+
+
+def _trial(config: base.Experiment, formats: list[bool]) -> Callable[[dict[str, Any]], None]:
+    """One update of the method, without the optimisers' steps, on batches of up to two and images of up to 2^16 pixels;
+    `formats` are the values of `channels_last` that it will be asked for."""
+    bare = config.model.model_copy(update={"weights": "none"})
+    trainers = {channels_last: base.build(config.model_copy(update={"model": bare})) for channels_last in formats}
+    for module in trainers[True].modules.values() if True in trainers else ():
+        to_channels_last(module)
+    count = min(2, config.data.batch_size)
+
+    def images(domain: DomainConfig) -> Tensor:
+        width, height = domain.crop or domain.size or (320, 160)
+        shrink = min(1.0, 256 / math.sqrt(width * height))
+        shape = (count, 3, int(height * shrink), int(width * shrink))
+        return (torch.arange(math.prod(shape)) * 37 % 251).to(torch.uint8).view(shape)
+
+    src, target = images(config.data.source), config.data.target
+    batch = Batch(src, torch.zeros_like(src[:, 0]), images(target) if target else None, [], [])
+
+    def update(choice: dict[str, Any]) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=choice["precision"] == "bf16", cache_enabled=False):
+            trainers[choice["channels_last"]].step(batch, Tensor.backward)
+
+    return update
 
 
 def _train(config: base.Experiment, where: Path, device: torch.device, stop: StopRequests) -> None:
@@ -236,7 +287,7 @@ def make_stepper(trainer: base.Trainer, config: base.Experiment, device: torch.d
         schedule=config.run.schedule,
         precision=config.run.precision,
         clip_norm=config.run.clip_norm,
-        channels_last=config.run.channels_last,
+        channels_last=config.run.channels_last is not False,
     )
 
 

@@ -7,18 +7,20 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny import REPOSITORY, overrides
+from tiny import METHOD_FILES, REPOSITORY, overrides, tiny
 
+from da import run as run_module
 from da.cli import main
-from da.engine import checkpoint, stepper
-from da.engine.stepper import definite
+from da.engine import checkpoint
 from da.evaluation.infer import EvalConfig
+from da.trainers import base
 
 MINI = str(REPOSITORY / "experiments/mini/source_only.yaml")
 
@@ -183,21 +185,32 @@ def test_a_run_whose_metrics_are_gone_says_so(command, tmp_path, capsys):
     assert "metrics.jsonl: the validation is no longer in it" in fails(capsys, *command)
 
 
-def test_automatic_precision_is_recorded_and_kept_on_another_machine(command, tmp_path, monkeypatch, capsys):
-    automatic = [*command, "run.precision=auto", "run.steps=2", "run.save_every=1"]
+def test_automatic_settings_are_recorded_and_kept_on_another_machine(command, tmp_path, monkeypatch, capsys):
+    automatic = [*command, "run.precision=auto", "run.channels_last=auto", "run.steps=2", "run.save_every=1"]
+    tried = []
+    monkeypatch.setattr(run_module, "bf16_is_worth_a_trial", lambda: True)
+    monkeypatch.setattr(
+        run_module, "fastest", lambda run, candidates, lead: (tried.extend(candidates), candidates[-1])[1]
+    )
     assert main(automatic) == 0
+    assert [(c["channels_last"], c["precision"]) for c in tried] == list(product((True, False), ("fp32", "bf16")))
     run = tmp_path / "runs/mini/source_only-seed0"
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["run"]["precision"] == definite("auto", torch.device("cpu"))
+    assert (config["run"]["precision"], config["run"]["channels_last"]) == ("bf16", False)
 
     (run / "summary.json").unlink()
-    other = {"bf16": "fp32", "fp32": "bf16"}[config["run"]["precision"]]
-    monkeypatch.setattr(stepper, "_faster_on_this_cpu", lambda: other)
+    monkeypatch.setattr(run_module, "fastest", lambda *_: pytest.fail("tried again"))
     assert main(automatic) == 0
     assert yaml.safe_load((run / "config.yaml").read_text()) == config
-    assert f"run.precision: {config['run']['precision']} -> {other}" in fails(
-        capsys, *automatic, f"run.precision={other}"
-    )
+    assert "run.precision: bf16 -> fp32" in fails(capsys, *automatic, "run.precision=fp32")
+
+
+@pytest.mark.parametrize("method", base.methods())
+def test_every_method_can_be_tried(method, gta5_root, cityscapes_root):
+    config = tiny(METHOD_FILES[method], gta5_root, cityscapes_root)
+    update = run_module._trial(config, [True, False])
+    for channels_last in (True, False):
+        update({"channels_last": channels_last, "precision": "bf16"})
 
 
 def test_unknown_key_wrong_type_and_scientific_notation(command, capsys):

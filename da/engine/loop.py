@@ -30,7 +30,7 @@ class RunConfig(Section):
     steps: PositiveInt  # updates in all
     schedule: ScheduleConfig = ScheduleConfig()
     precision: Precision = "fp32"
-    channels_last: bool = True
+    channels_last: bool | Literal["auto"] = True  # memory format; auto: the one in which a CPU trains faster
     accumulate: PositiveInt = 1  # micro-batches that `data.batch_size` is cut into; their mean losses are averaged
     clip_norm: PositiveFloat | None = None  # gradient norm limit of each optimiser
     log_every: PositiveInt = 50

@@ -72,10 +72,11 @@ def claim(folder: Path, config: Section, inputs: Mapping[str, str]) -> None:
         write_text(path, dump_yaml(resolved))
 
 
-def recorded_precision(folder: Path) -> Any:
-    """`run.precision` of the run that `folder` holds, None where it holds none. What was begun with `auto` goes on
-    in it on whatever machine."""
-    return flatten(_stored(folder)).get("run.precision") if _claimed(folder) else None
+def recorded(folder: Path) -> dict[str, Any]:
+    """The `run:` section of the run that `folder` holds, empty where it holds none. What was begun with `auto` goes on
+    in what it was on whatever machine."""
+    run = _stored(folder).get("run") if _claimed(folder) else None
+    return run if isinstance(run, dict) else {}
 
 
 def _claimed(folder: Path) -> bool:

@@ -9,10 +9,11 @@ and two micro-batches of one process are one of each of two.
 import contextlib
 import functools
 import hashlib
+import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -89,27 +90,72 @@ def set_deterministic(on: bool) -> None:
         torch.use_deterministic_algorithms(on)
 
 
-def _has_instance_norm(module: nn.Module) -> bool:
-    """InstanceNorm reads one channel at a time, which channels-last memory slows down."""
-    return any(isinstance(m, nn.InstanceNorm2d) for m in module.modules())
+def to_channels_last(module: nn.Module) -> None:
+    """All but networks with InstanceNorm, which reads one channel at a time and is slower in this memory."""
+    if not any(isinstance(m, nn.InstanceNorm2d) for m in module.modules()):
+        module.to(memory_format=torch.channels_last)
 
 
-def definite(precision: Precision, device: torch.device) -> Precision:
-    """`auto` is bf16 where a GPU computes in it, or a CPU is faster in it; else fp32."""
+C = TypeVar("C")
+
+
+def definite(
+    precision: Precision, device: torch.device, predict: Callable[[Tensor], object] | None = None
+) -> Precision:
+    """`auto` is bf16 where a GPU computes in it, or a CPU is faster in it; else fp32. A CPU is asked with the network
+    that is to be used, where `predict` gives it: images (B, 3, H, W) in [0, 1] -> anything."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return _faster_on_this_cpu()
+    if predict is None or not bf16_is_worth_a_trial():
+        return _faster_on_this_cpu()
+    image = torch.full((1, 3, 128, 256), 0.5)
+
+    def run(candidate: Precision) -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=candidate == "bf16", cache_enabled=False):
+            predict(image)
+
+    return fastest(run, ["fp32", "bf16"], lead=0.95)
 
 
-@functools.cache
+def fastest(run: Callable[[C], object], candidates: Sequence[C], lead: float) -> C:
+    """The candidate with which `run` is fastest, by trying, the same in all processes. Another than the first has
+    to take less than `lead` times its seconds.
+
+    In the first turn everything is also set up; what then takes three times as long as the fastest gets no other.
+    """
+    times = dict.fromkeys(range(len(candidates)), math.inf)
+    for turn in range(3):
+        for number in list(times):
+            began = time.perf_counter()
+            run(candidates[number])
+            spent = time.perf_counter() - began
+            times[number] = spent if turn == 1 else min(times[number], spent)
+        times = dist.gather(times)[0]
+        limit = 3 * min(times.values())
+        times = {number: spent for number, spent in times.items() if spent <= limit}
+    best = min(times, key=lambda number: times[number])
+    return candidates[0 if 0 in times and times[best] >= lead * times[0] else best]
+
+
 def _faster_on_this_cpu() -> Precision:
     """By trying: a CPU's flags do not tell. Instructions for bf16 double the speed of some and halve that of
     others; imitated, it is up to twenty times slower."""
+    return "bf16" if _bf16_share() < 1 else "fp32"
+
+
+def bf16_is_worth_a_trial() -> bool:
+    """False where this CPU imitates bf16: a whole network would take minutes to say so."""
+    return _bf16_share() < 3
+
+
+@functools.cache
+def _bf16_share() -> float:
+    """Seconds of a convolution in bf16 over those in fp32."""
     rounds = [(_convolution_seconds(torch.bfloat16), _convolution_seconds(torch.float32)) for _ in range(5)]
     bf16, fp32 = (min(seconds) for seconds in zip(*rounds))
-    return "bf16" if bf16 < fp32 else "fp32"
+    return bf16 / fp32
 
 
 def _convolution_seconds(dtype: torch.dtype) -> float:
@@ -137,17 +183,19 @@ class Stepper:
     ) -> None:
         self.trainer, self.device, self.seed, self.clip_norm = trainer, device, seed, clip_norm
         self._steps, self._schedule = steps, schedule
-        precision = definite(precision, device)
+        for module in trainer.modules.values():
+            module.to(device=device)
+            if channels_last:
+                to_channels_last(module)
+        if precision == "auto":
+            self.eval()
+        self.precision = precision = definite(precision, device, trainer.predict)
         self._dtype = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._copying: torch.cuda.Stream | None = None
         if device.type == "cuda":  # torch's own default rounds in convolutions only
             torch.backends.cudnn.allow_tf32 = precision == "tf32"
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        for module in trainer.modules.values():
-            module.to(device=device)
-            if channels_last and not _has_instance_norm(module):
-                module.to(memory_format=torch.channels_last)
         for optimizer in trainer.optimizers.values():
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]

@@ -83,6 +83,9 @@ class TimmEncoder(nn.Module):
             self.layer3_channels, self.num_features = channels[-2:]
         self.pads = self.transformer
         self._ask()
+        for module in self.net.modules():
+            if DilatedDepthwise.fits(module):
+                module.__class__ = DilatedDepthwise
 
     def _build_transformer(self, timm: Any, output_stride: int, undilated: Exception) -> None:
         settings = self.settings | {"dynamic_img_size": True}
@@ -157,6 +160,34 @@ class TimmEncoder(nn.Module):
         names = [name for name, _ in self.net.named_modules()]
         blocks = [f"blocks.{i}" for i in range(len(self.net.blocks))]
         return cut(self.net, [names[names.index("blocks") - 1], *blocks, names[-1]])
+
+
+class DilatedDepthwise(nn.Conv2d):
+    """A depthwise convolution of stride 1 and dilation d, computed for training on a CPU as d x d undilated ones, each
+    of every d-th row and column: the same products, summed in another order. torch's gradient of a dilated one is slow.
+    """
+
+    @staticmethod
+    def fits(module: nn.Module) -> bool:
+        if type(module) is not nn.Conv2d or module.groups != module.in_channels or module.bias is not None:
+            return False
+        (d, across), kernel = module.dilation, module.kernel_size
+        same = module.padding == (d * (kernel[0] // 2), d * (kernel[1] // 2)) and module.padding_mode == "zeros"
+        return same and d == across > 1 and module.stride == (1, 1) and module.out_channels == module.groups
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type != "cpu" or not self.training or not torch.is_grad_enabled():
+            return super().forward(input)
+        d, (batch, channels, height, width) = self.dilation[0], input.shape
+        x = F.pad(input, (0, -width % d, 0, -height % d)).permute(0, 2, 3, 1)  # (B, H, W, C)
+        rows, columns = x.shape[1] // d, x.shape[2] // d
+        x = x.view(batch, rows, d, columns, d, channels).permute(2, 4, 0, 1, 3, 5)
+        x = x.reshape(d * d * batch, rows, columns, channels).permute(0, 3, 1, 2)  # channels last
+        padding = (self.kernel_size[0] // 2, self.kernel_size[1] // 2)
+        x = F.conv2d(x, self.weight, padding=padding, groups=self.groups).permute(0, 2, 3, 1)
+        x = x.reshape(d, d, batch, rows, columns, channels).permute(2, 3, 0, 4, 1, 5)
+        x = x.reshape(batch, rows * d, columns * d, channels)[:, :height, :width]
+        return x.permute(0, 3, 1, 2)
 
 
 def _crop(features: Tensor, size: torch.Size, padded: torch.Size) -> Tensor:

@@ -1,11 +1,13 @@
 """Schedules, accumulation, clipping and the seeding of an update."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
 
 from da.engine import stepper as stepper_module
-from da.engine.stepper import ScheduleConfig, Stepper, definite, schedule_factor
+from da.engine.stepper import ScheduleConfig, Stepper, definite, fastest, schedule_factor
 
 
 class Batch:
@@ -131,21 +133,59 @@ def test_on_a_gpu_sgd_is_fused_but_with_loss_scaling(precision, fused):
     assert {group["fused"] for group in s.trainer.optimizers["layer"].param_groups} == {fused}
 
 
-@pytest.mark.parametrize(("bf16_seconds", "expected"), [(0.1, "bf16"), (0.3, "fp32")])
-def test_auto_is_what_the_cpu_is_faster_in(monkeypatch, bf16_seconds, expected):
+@pytest.mark.parametrize(
+    ("bf16_seconds", "expected", "worth"), [(0.1, "bf16", True), (0.3, "fp32", True), (2, "fp32", False)]
+)
+def test_auto_is_what_the_cpu_is_faster_in(monkeypatch, bf16_seconds, expected, worth):
     took = {torch.bfloat16: bf16_seconds, torch.float32: 0.2}
     monkeypatch.setattr(stepper_module, "_convolution_seconds", took.get)
-    stepper_module._faster_on_this_cpu.cache_clear()
+    stepper_module._bf16_share.cache_clear()
     assert definite("auto", torch.device("cpu")) == expected
     assert definite("fp16", torch.device("cpu")) == "fp16"
-    stepper_module._faster_on_this_cpu.cache_clear()
+    assert stepper_module.bf16_is_worth_a_trial() == worth
+    if not worth:
+        assert definite("auto", torch.device("cpu"), lambda _: pytest.fail("tried all the same")) == "fp32"
+    stepper_module._bf16_share.cache_clear()
 
 
-def test_trying_what_is_faster_changes_no_random_number_and_finds_the_same_again():
+@pytest.mark.parametrize(("slower", "expected"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_auto_asks_the_network_that_is_to_be_used(monkeypatch, slower, expected):
+    monkeypatch.setattr(stepper_module, "bf16_is_worth_a_trial", lambda: True)
+
+    def predict(image):
+        time.sleep(0.02 if (torch.is_autocast_enabled("cpu") == (slower == "bf16")) else 0.0)
+
+    assert definite("auto", torch.device("cpu"), predict) == expected
+
+
+def test_the_fastest_is_found_in_turns_and_the_first_wins_a_draw():
+    asked = []
+
+    def run(seconds):
+        asked.append(seconds)
+        time.sleep(seconds)
+
+    assert fastest(run, [0.02, 0.005, 0.1], lead=0.95) == 0.005
+    assert asked.count(0.1) == 1  # far off: no second turn
+    assert fastest(run, [0.02, 0.0199], lead=0.5) == 0.02
+
+
+def test_trying_what_is_faster_changes_no_random_number_and_no_statistics():
+    class Network(Linear):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+            self.modules["norm"] = self.norm
+
+        def predict(self, image):
+            return self.norm(image)
+
+    trainer = Network()
     before = torch.get_rng_state()
-    found = {definite("auto", torch.device("cpu")), stepper_module._faster_on_this_cpu.__wrapped__()}
-    assert len(found) == 1
+    made = Stepper(trainer, torch.device("cpu"), seed=0, steps=1, schedule=ScheduleConfig(), precision="auto")
+    assert made.precision in ("fp32", "bf16")
     assert torch.equal(before, torch.get_rng_state())
+    assert trainer.norm.num_batches_tracked == 0
 
 
 def test_fp16_scaler_skips_an_overflow_and_goes_on():

@@ -1,5 +1,6 @@
 """timm's networks behind the two outputs of our ResNet."""
 
+import copy
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from da.config import UserError
 from da.nets.backbone import ResNet
-from da.nets.encoders import TimmEncoder, _crop
+from da.nets.encoders import DilatedDepthwise, TimmEncoder, _crop
 from da.nets.pspnet import DomainBatchNorm2d, PSPNet, PSPNetConfig
 
 timm = pytest.importorskip("timm")
@@ -225,3 +226,32 @@ def test_frozen_policy_reaches_norms_that_also_activate():
     before = {key: value.clone() for key, value in net.named_buffers()}
     net(torch.rand(2, 3, 64, 64))
     assert all(torch.equal(value, before[key]) for key, value in net.named_buffers())
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "size"), [(3, 2, (16, 24)), (5, 2, (13, 9)), (5, 4, (7, 10)), (3, 4, (3, 2))]
+)
+def test_dilated_depthwise_convolutions_in_phases_are_the_same_sums(kernel, dilation, size):
+    torch.manual_seed(0)
+    plain = nn.Conv2d(6, 6, kernel, padding=dilation * (kernel // 2), dilation=dilation, groups=6, bias=False).double()
+    assert DilatedDepthwise.fits(plain)
+    ours = copy.deepcopy(plain)
+    ours.__class__ = DilatedDepthwise
+    x = torch.randn(2, 6, *size, dtype=torch.float64)
+    results = []
+    for net in (plain, ours):
+        given = x.clone().requires_grad_()
+        out = net(given)
+        (out * torch.arange(out.numel()).view(out.shape).sin()).sum().backward()
+        results.append((out, given.grad, net.weight.grad))
+    for expected, found in zip(*results):
+        torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        assert torch.equal(ours(x), plain(x))
+    assert torch.equal(ours.eval()(x), plain(x))
+
+
+def test_only_dilated_depthwise_convolutions_are_computed_in_phases():
+    found = [m for m in TimmEncoder("tf_efficientnet_lite0", 8).modules() if isinstance(m, DilatedDepthwise)]
+    assert {m.dilation for m in found} == {(2, 2), (4, 4)}
+    assert not any(isinstance(m, DilatedDepthwise) for m in TimmEncoder("resnet18", 8).modules())
