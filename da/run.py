@@ -152,8 +152,8 @@ def _trial(config: base.Experiment, formats: list[bool]) -> Callable[[dict[str, 
         shape = (count, 3, int(height * shrink), int(width * shrink))
         return (torch.arange(math.prod(shape)) * 37 % 251).to(torch.uint8).view(shape)
 
-    src, target = images(config.data.source), config.data.target
-    batch = Batch(src, torch.zeros_like(src[:, 0]), images(target) if target else None, [], [])
+    src, target = images(config.data.source[0]), config.data.target
+    batch = Batch(src, torch.zeros_like(src[:, 0]), images(target[0]) if target else None, [], [])
 
     def update(choice: dict[str, Any]) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=choice["precision"] == "bf16", cache_enabled=False):
