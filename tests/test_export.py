@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_a_file_that_differs_leaves_the_one_that_was_there(run, tmp_path, monkey
     pytest.importorskip("onnxscript")
 
     class Other:
-        model = type("Model", (), {"metadata_props": {}})()
+        model = mock.Mock(metadata_props={}, graph=mock.Mock(inputs=[mock.Mock(shape=["b", 3, "h", "w"])]))
 
         def save(self, name, **_):
             Path(name).write_bytes(b"other")

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from city import NUM_CLASSES
 from tiny import REPOSITORY
 from torch import nn
 
@@ -23,7 +24,7 @@ PATCHES = {"vit_tiny_patch16_224": 16, "vit_small_patch14_dinov2": 14, "vit_smal
 
 def small(**settings) -> PSPNet:
     torch.manual_seed(0)
-    return PSPNet(PSPNetConfig(**{"head_channels": 16, "weights": "none", "dropout": 0.0} | settings))
+    return PSPNet(PSPNetConfig(**{"head_channels": 16, "weights": "none", "dropout": 0.0} | settings), NUM_CLASSES)
 
 
 def randomise(net: nn.Module) -> None:
@@ -37,9 +38,9 @@ def randomise(net: nn.Module) -> None:
 def test_our_resnets_need_no_timm():
     program = (
         "import sys; sys.modules['timm'] = None; from da.nets.pspnet import *; "
-        "PSPNet(PSPNetConfig(backbone='resnet18', weights='none')); import da.run; "
+        "PSPNet(PSPNetConfig(backbone='resnet18', weights='none'), 19); import da.run; "
         "from da.config import UserError\n"
-        "try: PSPNet(PSPNetConfig(backbone='timm/resnet18', weights='none'))\n"
+        "try: PSPNet(PSPNetConfig(backbone='timm/resnet18', weights='none'), 19)\n"
         "except UserError as error: print(error)"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
@@ -214,11 +215,11 @@ def test_norms_that_also_activate_keep_doing_so(name, bn):
 
 def test_a_norm_that_cannot_be_replaced_is_refused():
     net = small(backbone="timm/resnet18", bn="per_domain")
-    from da.nets.pspnet import _replace_norms
+    from da.nets.norms import replace_norms
 
     net.backbone.net.bn1 = nn.BatchNorm2d(64, affine=False)
     with pytest.raises(UserError, match=r"model\.bn: .* BatchNorm2d"):
-        _replace_norms(net, DomainBatchNorm2d)
+        replace_norms(net, DomainBatchNorm2d)
 
 
 def test_frozen_policy_reaches_norms_that_also_activate():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from city import NUM_CLASSES
 
 from da.config import UserError
 from da.data import gta5
@@ -21,7 +22,9 @@ PHOTOGRAPHS = next(
 
 
 def net(name: str, weights: str, **settings) -> PSPNet:
-    return PSPNet(PSPNetConfig(**{"backbone": f"timm/{name}", "weights": weights, "head_channels": 16} | settings))
+    return PSPNet(
+        PSPNetConfig(**{"backbone": f"timm/{name}", "weights": weights, "head_channels": 16} | settings), NUM_CLASSES
+    )
 
 
 def one_line(name: str, weights: str) -> str:
@@ -111,7 +114,7 @@ def test_logits_through_our_mapping_are_those_of_the_published_architecture():
 def test_the_package_fits_the_form_with_its_padding_only():
     assert "tf_efficientnet_lite0" in one_line("efficientnet_lite0", "package")
     with pytest.raises(UserError, match="is for model.backbone: timm"):
-        PSPNet(PSPNetConfig(backbone="resnet18", weights="package"))
+        PSPNet(PSPNetConfig(backbone="resnet18", weights="package"), NUM_CLASSES)
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch):

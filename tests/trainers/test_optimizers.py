@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from city import NUM_CLASSES
 from tiny import METHOD_FILES, tiny
 from torch.optim import SGD, AdamW
 
@@ -10,7 +11,7 @@ from da.trainers import base
 
 
 def segmenter(backbone: str = "resnet18", **settings) -> PSPNet:
-    return PSPNet(PSPNetConfig(backbone=backbone, head_channels=16, weights="none", **settings))
+    return PSPNet(PSPNetConfig(backbone=backbone, head_channels=16, weights="none", **settings), NUM_CLASSES)
 
 
 def by_parameter(optimizer: torch.optim.Optimizer) -> dict[int, dict]:
