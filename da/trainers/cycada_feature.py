@@ -17,8 +17,10 @@ f minimises L_seg + lambda_g L_adv, D minimises lambda_d L_D. L_adv counts only 
 
 Differs from the authors' code: the supervised step always runs, theirs waits for the gate, and a run whose gate
 stays shut for an epoch ends; f and D step together, theirs D, then f on the adversarial and f on the
-supervised loss, each with a step of its own; the auxiliary head's loss; D judges at the output stride, theirs after
-upsampling; the source is domain 0 everywhere, theirs 1.
+supervised loss, each with a step of its own, so that momentum and weight decay act on f twice an update; f sees x_s and
+x_t once an update, theirs x_s and x_t for D, then x_t anew and x_s anew; the auxiliary head's loss; D judges at the
+output stride, theirs after upsampling; D on features has their widths (1024, 512), which are for 4096 channels, as the
+pyramid of ResNet-50 and -101 has them, also where there are fewer; the source is domain 0 everywhere, theirs 1.
 """
 
 from typing import Literal
