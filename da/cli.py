@@ -4,6 +4,7 @@ import argparse
 import errno
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -272,6 +273,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         advice = "; what was saved before is kept: free space and run again" if full else ""
         return _leave(2, f"error: {error.filename or 'writing'}: {error.strerror}{advice}")
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or re.search("can't allocate memory|out of memory", str(error))):
+            raise
+        wanted = re.search(r"tried to allocate ([\d.]+ ?[A-Za-z]+)", str(error), re.I)
+        much = f" for {wanted[1]} at once" if wanted else ""
+        advice = "lower data.batch_size, raise run.accumulate, or take smaller crops or sizes"
+        return _leave(2, f"error: not enough memory{much}; {advice}; what was saved before is kept")
     except KeyboardInterrupt:
         return _leave(130, "interrupted; the same command continues from what was saved")
     return code

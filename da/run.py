@@ -71,8 +71,11 @@ def check_config(tree: Tree) -> base.Experiment:
     config = check(base.experiment_schema(str(tree.values["trainer"])), tree)
     for key, value in (("experiment", config.experiment), ("name", config.name)):
         parts = value.split("/")
-        if not value.isprintable() or {"", ".", ".."} & set(parts) or (key == "name" and len(parts) > 1):
-            raise UserError(f"{tree.where(key)}: {key}: {value!r} names no folder below --runs; give a plain name")
+        strange = not value.isprintable() or max(len(part.encode()) for part in parts) > 200
+        if strange or {"", ".", ".."} & set(parts) or (key == "name" and len(parts) > 1):
+            raise UserError(
+                f"{tree.where(key)}: {key}: {value!r} names no folder below --runs; give a short, plain name"
+            )
     if not -(2**63) <= config.seed < 2**63:
         raise UserError(f"{tree.where('seed')}: seed: {config.seed} has more than 64 bits; give a smaller one")
     return config
@@ -164,7 +167,7 @@ def _trial(config: base.Experiment, formats: list[bool]) -> Callable[[dict[str, 
 
 def _train(config: base.Experiment, where: Path, device: torch.device, stop: StopRequests) -> None:
     if dist.is_main():
-        run_files.claim(where, config, _inputs(config))
+        run_files.claim(where, config, _inputs(config, (where / "summary.json").exists()))
     dist.barrier()
     summary = dist.gather(run_files.read_summary(where))[0]  # a shared folder may look older to other machines
     if summary:
@@ -245,24 +248,31 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     dist.barrier()
 
 
-def _inputs(config: base.Experiment) -> dict[str, str]:
+def _inputs(config: base.Experiment, finished: bool) -> dict[str, str]:
     """Which images each stream reads, and fingerprints of what earlier runs made for this one, as far as it is there:
-    see `run_files.claim`."""
+    see `run_files.claim`.
+
+    Raises:
+        UserError: a stream's images are not there, and the run needs them.
+    """
     found = {}
-    if config.init:
-        with contextlib.suppress(UserError):  # gone or damaged: only a run that has yet to start needs it, and says so
-            found["init"] = checkpoint.fingerprint(_segmenter(checkpoint_path(Path(config.init), "last"))["modules"])
-    for number, source in enumerate(config.data.source):
-        stamp = {} if source.root == "miniature" else folders.read_stamp(resolve_root(source))
-        key = "data.source.root" if len(config.data.source) == 1 else f"data.source.{number}.root"
-        found |= {key: stamp["weights"]} if "weights" in stamp else {}
     uses_target = base.find(config.trainer).Trainer.uses_target
     streams = {"source": config.data.source, "target": config.data.target, "val": (config.data.val,)}
     for name, stream in streams.items():
-        with contextlib.suppress(UserError):  # gone: a finished run does without it
+        try:
             if stream is not None:
                 read = name != "target" or uses_target
                 found[f"data.{name}"] = "; ".join(map(images_of, stream)) if read else "not read"
+        except (UserError, OSError) as error:
+            if not finished:
+                raise UserError(f"data.{name}: {error}") from error
+    if config.init:
+        with contextlib.suppress(UserError):  # gone or damaged: only a run that has yet to start needs it, and says so
+            found["init"] = checkpoint.fingerprint(_segmenter(config.init)[1]["modules"])
+    for number, source in enumerate(config.data.source if "data.source" in found else ()):
+        stamp = {} if source.root == "miniature" else folders.read_stamp(resolve_root(source))
+        key = "data.source.root" if len(config.data.source) == 1 else f"data.source.{number}.root"
+        found |= {key: stamp["weights"]} if "weights" in stamp else {}
     return found
 
 
@@ -292,27 +302,30 @@ def make_stepper(trainer: base.Trainer, config: base.Experiment, device: torch.d
 
 
 def _initialise(trainer: base.Trainer, init: str) -> None:
-    path = checkpoint_path(Path(init), "last")
-    state = _segmenter(path)
+    path, state = _segmenter(init)
     if "config" in state and (difference := trainer.classes.difference(_stored_classes(state, path))):
         raise UserError(f"init: {path} has other classes ({difference}); name a run of these classes")
     load_modules({"segmenter": trainer.segmenter}, state["modules"], str(path))
     say(f"segmenter starts from {path} (step {state['step']})")
 
 
-def _segmenter(path: Path) -> dict[str, Any]:
-    """A checkpoint, of its `modules` the segmenter alone.
+def _segmenter(init: str) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that `init` names, of its `modules` the segmenter alone.
 
     Raises:
-        UserError: there is none in it, as in a converted backbone.
+        UserError: there is none, or none in it, as in a converted backbone.
     """
-    state = checkpoint.load(path)
+    try:
+        path = checkpoint_path(Path(init), "last")
+        state = checkpoint.load(path)
+    except (UserError, OSError) as error:
+        raise UserError(f"init: {error}") from error
     modules = state.get("modules", {})
     if "segmenter" not in modules:
         raise UserError(
             f"init: {path} holds no segmenter; give a run or its checkpoint (a backbone: model.weights=...)"
         )
-    return {**state, "modules": {"segmenter": modules["segmenter"]}}
+    return path, {**state, "modules": {"segmenter": modules["segmenter"]}}
 
 
 def evaluate(
