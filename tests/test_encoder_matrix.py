@@ -32,7 +32,7 @@ FAMILIES = {
     "inception_next_atto": "InceptionNeXt",
     "vit_tiny_patch16_224": "ViT",
     "vit_small_patch14_dinov2": "DINOv2",
-    "vit_tiny_patch16_dinov3_qkvb": "DINOv3",
+    "vit_tiny_patch16_dinov3_qkvb": "DINOv3's ViT",
 }
 REFUSED = {
     "swin_tiny_patch4_window7_224": "Swin",

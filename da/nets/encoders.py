@@ -81,6 +81,8 @@ class TimmEncoder(nn.Module):
                 )
             self.stride: int = output_stride
             self.layer3_channels, self.num_features = channels[-2:]
+        if drop_path and not any("DropPath" in type(module).__name__ for module in self.net.modules()):
+            raise UserError(f"model.drop_path: timm/{name} has none; set it to 0")  # it took the rate for nothing
         self.pads = self.transformer
         self._ask()
         for module in self.net.modules():
