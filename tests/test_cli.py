@@ -137,7 +137,7 @@ def test_what_would_change_the_result_of_an_unfinished_run_is_refused(unfinished
     assert "now 5 images, 00001 to 00006" in error
     (tmp_path / "other/images/00006.png").rename(tmp_path / "other/images/00007.png")
     assert "now 5 images, 00001 to 00007" in fails(capsys, *command, other)
-    assert "data.source.root" in fails(capsys, *command, "data.source.root=/nowhere")
+    assert "data.source: /nowhere: no images" in fails(capsys, *command, "data.source.root=/nowhere")
     for setting in (
         "run.clip_norm=1.0",
         "run.channels_last=false",

@@ -6,6 +6,7 @@ A tensor left on the CPU, an operation without a CUDA form for its types, and a 
 
 import pytest
 import torch
+from city import NUM_CLASSES
 from tiny import METHOD_FILES, tiny
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
@@ -131,7 +132,7 @@ def test_an_update_and_an_evaluation(name, settings, precision, fake, monkeypatc
     monkeypatch.setattr(Tensor, "isfinite", lambda _: type("Finite", (), {"all": staticmethod(lambda: True)}))
     monkeypatch.setattr(torch, "bincount", lambda codes, minlength: codes.new_zeros(minlength, dtype=torch.int64))
     image = torch.zeros(3, 48, 64, dtype=torch.uint8, device=CUDA)
-    matrix = ConfusionMatrix(CUDA)
+    matrix = ConfusionMatrix(NUM_CLASSES, CUDA)
     for protocol in (EvalConfig(), EvalConfig(flip=True, scales=(0.5, 1.0), average="probabilities")):
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
             labels = predict_labels(trainer.predict, image, (96, 128), protocol)

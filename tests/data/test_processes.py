@@ -1,5 +1,6 @@
 """Processes beside the main one: they end with it, nothing waits for what they cannot send, and what lacks is named."""
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -27,7 +28,7 @@ class Unsendable:
         self.error = error
 
     def __reduce__(self):
-        if os.getpid() == int(os.environ["DA_TEST_MAIN"]):
+        if multiprocessing.parent_process() is None:
             return Unsendable, (self.error,)
         raise self.error
 
@@ -51,8 +52,7 @@ class Numbers(Dataset):
 
 
 @pytest.mark.parametrize(("kind", "said"), [("full", "/dev/shm"), ("files", "ulimit -n"), ("other", "no way")])
-def test_a_batch_that_cannot_be_sent_is_one_line(kind, said, monkeypatch):
-    monkeypatch.setenv("DA_TEST_MAIN", str(os.getpid()))
+def test_a_batch_that_cannot_be_sent_is_one_line(kind, said):
     began = time.monotonic()
     with pytest.raises(UserError, match=said) as caught, workers_watched():
         list(Loaded(Numbers(kind), 1, batch_size=None))
