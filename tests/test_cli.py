@@ -142,7 +142,6 @@ def test_what_would_change_the_result_of_an_unfinished_run_is_refused(unfinished
         "run.clip_norm=1.0",
         "run.channels_last=false",
         "data.source.flip=false",
-        "data.source.split=train",
     ):
         assert f"{setting.partition('=')[0]}: " in fails(capsys, *command, setting)
     for folder in ("images", "labels"):

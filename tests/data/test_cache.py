@@ -16,8 +16,9 @@ from data.test_loaders import assert_equal, data_config, take
 
 from da.cli import main
 from da.config import UserError
-from da.data import cache, frames, gta5
+from da.data import cache, folders, frames, gta5
 from da.data.frames import Cache, Frames
+from da.labels import LabelSpace
 
 SIZE = (48, 32)
 
@@ -220,3 +221,21 @@ def test_command(gta5_root, cache_home, capsys):
     assert "00003.png: cannot be decoded" in capsys.readouterr().err
     assert main([*command[:5], "--size", "0", "5"]) == 2
     assert main(["data", "cache", str(cache_home), "--as", "gta5"]) == 2
+
+
+def test_labels_of_other_classes_are_cached_apart(gta5_root: Path) -> None:
+    """One cached label would else be read as another class."""
+    own = LabelSpace("two", {"classes": {"a": {"color": [1, 1, 1], "cityscapes": 7}, "b": {"color": [2, 2, 2]}}}, "two")
+    places = {frames.cache_folder("gta5", gta5_root, SIZE, space) for space in (CITY, own)}
+    assert len(places) == 2
+    build(gta5_root)
+    assert Cache.find("gta5", gta5_root, SIZE, own) is None
+
+
+def test_a_changed_description_has_a_cache_of_its_own(tmp_path: Path) -> None:
+    places = set()
+    for ids in ("trainids", "cityscapes"):
+        (tmp_path / "own.yaml").write_text(f"images: '{{name}}.jpg'\nlabels: '{{name}}.png'\nids: {ids}\n")
+        folders.find.cache_clear()
+        places.add(frames.cache_folder(str(tmp_path / "own.yaml"), tmp_path, None, CITY))
+    assert len(places) == 2
