@@ -32,6 +32,9 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
+# The YAML files of experiments and tables: beside the package in a checkout, inside it where it is installed.
+_INSTALLED = Path(__file__).with_name("experiments")
+EXPERIMENTS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "experiments"
 COMMAND_LINE = "command line"
 
 

@@ -23,7 +23,7 @@ from da.engine.log import say
 from da.evaluation import official, visualize
 from da.evaluation.infer import EvalConfig
 from da.evaluation.metrics import scores
-from da.evaluation.published import PROTOCOLS, Protocol, read_protocols
+from da.evaluation.protocols import PROTOCOLS, Protocol, read_protocols
 from da.labels import LabelSpace, label_space
 from da.run import checkpoint_path, evaluate, few_colors, make_stepper, protocol, restore
 from da.trainers import base

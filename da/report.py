@@ -8,15 +8,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from da.config import Tree, UserError
+from da.comparison import page, published, tables
+from da.comparison.compare import Block, Run, compare, find_runs, published_alone
+from da.config import EXPERIMENTS, Tree, UserError
 from da.engine import dist
 from da.engine.log import bar, say
 from da.engine.run_files import write_text
-from da.evaluation import page, published, tables
-from da.evaluation.compare import Block, Run, compare, find_runs, published_alone
 from da.run import check_config, checkpoint_path, evaluate, make_stepper, restore, val_samples
-
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+from da.trainers import base
 
 
 def report(folders: Sequence[Path], table: str | None, root: Path, out: Path, pictures: int) -> None:
@@ -36,7 +35,12 @@ def report(folders: Sequence[Path], table: str | None, root: Path, out: Path, pi
     if not folders and table is None:
         raise UserError("name run folders, or --table with one of " + ", ".join(_known_tables()))
     literature = published.read()
-    runs = [] if not folders and _none_yet(root, table, literature) else find_runs(folders or [root / str(table)])
+    translators = [name for name in base.methods() if base.find(name).Trainer.is_translation]
+    runs = (
+        []
+        if not folders and _none_yet(root, table, literature)
+        else find_runs(folders or [root / str(table)], translators)
+    )
     runs = [replace(run, config=_completed(run.config)) for run in runs]
     strange = [run for run in runs if table and run.config["experiment"] != table]
     if strange:

@@ -450,6 +450,7 @@ def protocol(config: base.Experiment) -> dict[str, Any]:
     """What a number was measured under."""
     return {
         "trainer": config.trainer,
+        **({"is_translation": True} if base.find(config.trainer).Trainer.is_translation else {}),
         "seed": config.seed,
         "backbone": config.model.backbone,
         "weights": config.model.weights,

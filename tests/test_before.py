@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from city import CITY
 
+from da.comparison.compare import find_runs
 from da.evaluate import evaluate_runs
-from da.evaluation.compare import find_runs
 from da.report import report
 from da.run import checkpoint_path, restore
 

@@ -8,8 +8,6 @@ from typing import Any
 from da.evaluation.infer import EvalConfig
 from da.labels import DEFAULT, LabelSpace, label_space
 
-# Trainers whose score is not that of a segmenter they trained.
-TRANSLATORS = ("cycada_pixel",)
 OF_TRANSLATION = (
     "a translation run: its score is that of the frozen source segmenter on target images in the source's style"
 )
@@ -58,7 +56,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         lines.append("`best` is the checkpoint with the highest validation score: it was chosen with target labels.")
     if len({space.names for space in spaces}) > 1:
         lines.append("NOT COMPARABLE, classes differ: " + ", ".join(_united([[s.name for s in spaces]])))
-    lines += [f"{r['run']}: {OF_TRANSLATION}." for r in results if r.get("trainer") in TRANSLATORS]
+    lines += [f"{r['run']}: {OF_TRANSLATION}." for r in results if r.get("is_translation")]
     return "\n".join(lines)
 
 

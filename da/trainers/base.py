@@ -125,6 +125,7 @@ class Trainer(ABC):
     """One method. Subclasses build their networks and optimisers in full in `__init__`, on the CPU."""
 
     uses_target: ClassVar[bool] = True  # False: no target image is ever opened
+    is_translation: ClassVar[bool] = False  # True: it trains generators, and its score is that of a frozen segmenter
 
     modules: dict[str, nn.Module]  # everything with weights or buffers; saved, restored, moved
     optimizers: dict[str, Optimizer]  # each parameter in exactly one group of one optimiser

@@ -24,7 +24,7 @@ and left out while its loss is above 1; here f_s is frozen (`init`), its doubtfu
 CVPR 2019) are settings; BDL weighs the distance 0.1, and takes it on reconstructions too, with a weight of 10.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,8 @@ class Config(Section):
 
 
 class Trainer(base.Trainer):
+    is_translation: ClassVar[bool] = True
+
     def __init__(self, config: base.Experiment) -> None:
         super().__init__(config)
         self.method: Config = config.method

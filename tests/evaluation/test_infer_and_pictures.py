@@ -78,4 +78,4 @@ def test_table_shows_protocol_absent_classes_and_best():
     assert train_row.split()[1:] == ["-", "-"]
     other = result["protocol"] | {"input_size": None}
     assert "NOT COMPARABLE" in table([result, result | {"protocol": other}])
-    assert "a: a translation run" in table([result | {"trainer": "cycada_pixel"}, result | {"run": "b"}])
+    assert "a: a translation run" in table([result | {"is_translation": True}, result | {"run": "b"}])

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from da.evaluation import charts, tables
-from da.evaluation.compare import BASELINE, ORACLE, Block, Row, ablations, mean_std
-from da.evaluation.published import Published
+from da.comparison import charts, tables
+from da.comparison.compare import BASELINE, ORACLE, Block, Row, ablations, mean_std
+from da.comparison.published import Published
 
 PICTURE_WIDTH = 480  # pixels that an embedded picture has at most
 CURVES = {  # tag -> title

@@ -13,14 +13,15 @@ from city import NAMES
 from tiny import tiny
 
 from da.cli import main
+from da.comparison import compare, page, published, tables
 from da.config import UserError
-from da.evaluation import compare, page, published, tables
 from da.evaluation.report import table
 from da.report import _completed
 from da.run import load_config
 
 LITERATURE = published.read()
 GTA_PROTOCOL = {"input_size": [1024, 512], "align_corners": False, "classes": 19}
+TRANSLATORS = ("cycada_pixel",)
 TRAINERS = {name: name for name in ("source_only", "cycada_pixel", "cycada_feature")}
 TRAINERS |= {"oracle": "source_only", "cycada_feature_only": "cycada_feature"}
 OWN_SIZE = GTA_PROTOCOL | {"input_size": None}
@@ -68,7 +69,7 @@ def evaluate_run(folder, protocol, miou, checkpoint="last", file=None, **changes
 
 
 def blocks_of(*folders):
-    return compare.compare(compare.find_runs(folders), LITERATURE)
+    return compare.compare(compare.find_runs(folders, TRANSLATORS), LITERATURE)
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def table_of(block) -> dict[str, dict[str, str]]:
 
 
 def test_mean_deviation_gain_and_gap(runs):
-    (block,) = compare.compare(compare.find_runs([runs / "mini"]), LITERATURE, ["adaptsegnet_multi"])
+    (block,) = compare.compare(compare.find_runs([runs / "mini"], TRANSLATORS), LITERATURE, ["adaptsegnet_multi"])
     assert [row.name for row in block.rows] == ["source_only", "adaptsegnet_ls", "adaptsegnet_single", "oracle"]
     found = table_of(block)
     assert found["source_only"]["mIoU, last"] == "30.0 ± 2.8"  # sample deviation of 28 and 32
@@ -111,7 +112,7 @@ def test_mean_deviation_gain_and_gap(runs):
 def test_unfinished_seeds_stay_out_of_the_mean_and_are_named(runs):
     write_run(runs, "oracle", 1, None)
     write_run(runs, "adaptsegnet_multi", 0, None)
-    (block,) = compare.compare(compare.find_runs([runs / "mini"]), LITERATURE)
+    (block,) = compare.compare(compare.find_runs([runs / "mini"], TRANSLATORS), LITERATURE)
     found = table_of(block)
     assert found["oracle"]["mIoU, last"] == "50.0"
     assert found["adaptsegnet_multi"]["mIoU, last"] == "unfinished, step 20 of 40"
@@ -346,7 +347,7 @@ def test_each_line_names_the_network_of_its_own_run(tmp_path):
 def test_protocols_are_never_mixed(runs):
     folder = runs / "mini/adaptsegnet_single-seed0"
     evaluate_run(folder, GTA_PROTOCOL, 44.0)
-    blocks = compare.compare(compare.find_runs([runs / "mini"]), LITERATURE)
+    blocks = compare.compare(compare.find_runs([runs / "mini"], TRANSLATORS), LITERATURE)
     assert [len(block.rows) for block in blocks] == [4, 1]
     assert blocks[0].row("adaptsegnet_single").mean("mIoU") == 36.0
     assert blocks[1].row("adaptsegnet_single").mean("mIoU") == 44.0
@@ -358,14 +359,14 @@ def test_an_evaluation_replaces_the_summary_and_best_is_no_result(runs):
     folder = runs / "mini/oracle-seed0"
     evaluate_run(folder, OWN_SIZE, 50.5)
     evaluate_run(folder, OWN_SIZE, 99.0, "best")
-    (block,) = compare.compare(compare.find_runs([runs / "mini"]), LITERATURE)
+    (block,) = compare.compare(compare.find_runs([runs / "mini"], TRANSLATORS), LITERATURE)
     assert block.row("oracle").values("mIoU") == [50.5]
     assert block.row("oracle").confusion.trace() == 190
 
 
 def test_seeds_with_other_settings_are_named(runs):
     write_run(runs, "adaptsegnet_ls", 1, 35.0, gan="vanilla")
-    (block,) = compare.compare(compare.find_runs([runs / "mini"]), LITERATURE)
+    (block,) = compare.compare(compare.find_runs([runs / "mini"], TRANSLATORS), LITERATURE)
     assert any("method.gan: ls -> vanilla" in note for note in tables.notes([block]))
 
 
@@ -373,7 +374,7 @@ def test_seeds_of_a_chain_start_from_their_own_seeds_run(runs):
     for seed in (0, 1):
         write_run(runs, "cycada_feature", seed, 40.0, start=f"runs/mini/source_only-seed{seed}")
         write_run(runs, "cycada_feature_only", seed, 39.0, start=f"runs/mini/oracle-seed{seed}")
-    (block,) = compare.compare(compare.find_runs([runs / "mini"]), LITERATURE)
+    (block,) = compare.compare(compare.find_runs([runs / "mini"], TRANSLATORS), LITERATURE)
     assert not any("differs" in note for note in tables.notes([block]))
     cells = {line[0]: line[1] for line in compare.ablations(block)[-1][2]}
     assert cells["cycada_feature"] == "runs/mini/source_only-seedN"  # not that of seed 0 beside the mean of both
@@ -392,7 +393,7 @@ def test_variants_in_another_folder_of_runs_have_rows_of_their_own(runs):
     write_run(runs / "nosem", "cycada_feature", 0, 38.0)
     write_run(runs / "nosem", "source_only", 0, 29.0)
     folders = [runs / "nosem/mini", runs / "mini"]
-    (block,) = compare.compare(compare.find_runs(folders), LITERATURE)
+    (block,) = compare.compare(compare.find_runs(folders, TRANSLATORS), LITERATURE)
     found = table_of(block)
     assert found["cycada_feature"]["mIoU, last"] == "40.0"
     assert found["cycada_feature (nosem)"]["mIoU, last"] == "38.0"
@@ -402,7 +403,7 @@ def test_variants_in_another_folder_of_runs_have_rows_of_their_own(runs):
 
 def test_a_translation_is_not_taken_for_a_method(runs):
     write_run(runs, "cycada_pixel", 0, 45.0)
-    (block,) = compare.compare(compare.find_runs([runs / "mini"]), LITERATURE)
+    (block,) = compare.compare(compare.find_runs([runs / "mini"], TRANSLATORS), LITERATURE)
     assert [row.name for row in block.rows[:2]] == ["source_only", "cycada_pixel"]
     assert table_of(block)["cycada_pixel ‡"]["mIoU, last"] == "45.0"
     assert any("frozen source segmenter" in note for note in tables.notes([block]))
@@ -413,7 +414,7 @@ def test_a_translation_is_not_taken_for_a_method(runs):
 
 
 def test_ablations_show_the_settings_that_differ(runs):
-    (block,) = compare.compare(compare.find_runs([runs / "mini"]), LITERATURE)
+    (block,) = compare.compare(compare.find_runs([runs / "mini"], TRANSLATORS), LITERATURE)
     (table,) = compare.ablations(block)
     assert table == (
         "adaptsegnet",
@@ -423,7 +424,7 @@ def test_ablations_show_the_settings_that_differ(runs):
 
 
 def test_latex_is_balanced_and_escaped(runs):
-    text = tables.latex(compare.compare(compare.find_runs([runs / "mini"]), LITERATURE), LITERATURE)
+    text = tables.latex(compare.compare(compare.find_runs([runs / "mini"], TRANSLATORS), LITERATURE), LITERATURE)
     for environment in ("tabular", "table"):
         assert text.count(rf"\begin{{{environment}}}") == text.count(rf"\end{{{environment}}}") == 2
     assert r"adaptsegnet\_single" in text
@@ -458,7 +459,9 @@ def test_latex_explains_itself_without_its_comments(tmp_path):
 def test_csv_names_what_is_absent_or_unfinished(runs):
     write_run(runs, "oracle", 1, None)
     write_run(runs, "adaptsegnet_multi", 0, None)
-    blocks = compare.compare(compare.find_runs([runs / "mini"]), LITERATURE, ["adaptsegnet_target_forward"])
+    blocks = compare.compare(
+        compare.find_runs([runs / "mini"], TRANSLATORS), LITERATURE, ["adaptsegnet_target_forward"]
+    )
     found = {(row["method"], row["seed"]): row for row in rows_of(blocks) if not row["checkpoint"].startswith("best")}
     assert found["oracle", "0"]["state"] == "finished"
     assert found["oracle", "0"]["checkpoint"] == "last"
@@ -496,7 +499,7 @@ class Page(HTMLParser):
 
 def test_page_is_one_file_and_well_formed(runs):
     evaluate_run(runs / "mini/oracle-seed0", OWN_SIZE, 50.0)
-    blocks = compare.compare(compare.find_runs([runs / "mini"]), LITERATURE)
+    blocks = compare.compare(compare.find_runs([runs / "mini"], TRANSLATORS), LITERATURE)
     picture = np.zeros((8, 16, 3), np.uint8)
     example = page.Example(picture, picture, {"oracle": picture})
     text = page.html(blocks, LITERATURE, [example], ["no pictures of <x>"])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from city import NAMES, SUBSETS
 
+from da.comparison import published
 from da.config import UserError
-from da.evaluation import published
 from da.evaluation.infer import EvalConfig, predict_labels, window_starts
 
 LITERATURE = published.read()

@@ -7,17 +7,17 @@ import os
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from da.comparison.published import Published, PublishedRow
 from da.config import UserError, difference, flatten, parse_yaml
 from da.evaluation.infer import EvalConfig
-from da.evaluation.published import Published, PublishedRow
-from da.evaluation.report import TRANSLATORS, classes_of, describe_images
+from da.evaluation.report import classes_of, describe_images
 from da.labels import DEFAULT, LabelSpace, label_space
 
 SUPERVISED = "supervised"  # the table of checkpoints that other projects trained
@@ -63,6 +63,7 @@ class Run:
         results: everything that was scored: the summary, and each `evaluation_*.json` of the run's last or best step;
             `scores` are finite and hold `mIoU`.
         notes: which of them were left out, and why.
+        is_translation: whether its score is that of a frozen segmenter on translated images.
     """
 
     folder: Path
@@ -71,6 +72,7 @@ class Run:
     lines: list[dict[str, Any]]
     results: list[dict[str, Any]]
     notes: list[str]
+    is_translation: bool = False
 
     @property
     def name(self) -> str:
@@ -125,7 +127,7 @@ class Row:
     @property
     def is_translation(self) -> bool:
         """Whether the score is that of the source segmenter on translated images."""
-        return self.runs[0].config["trainer"] in TRANSLATORS
+        return self.runs[0].is_translation
 
     @property
     def title(self) -> str:
@@ -212,9 +214,10 @@ class Block:
         return None
 
 
-def find_runs(folders: Iterable[Path]) -> list[Run]:
+def find_runs(folders: Iterable[Path], translators: Collection[str] = ()) -> list[Run]:
     """Read run folders; a folder without `config.yaml` is taken for a folder of runs. A file is taken for the
     evaluation of a checkpoint without a run folder, such as a converted one: a row of table `supervised`.
+    `translators` are the methods whose runs are translations.
 
     Raises:
         UserError: a folder that holds no run, or a file that cannot be read or lacks a key.
@@ -232,6 +235,7 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
                 f"{folder}: no run there (a run folder holds config.yaml); name run folders or their parent"
             )
         found += [_read_run(run) for run in inside]
+    found = [replace(run, is_translation=run.config["trainer"] in translators) for run in found]
     return list({run.folder.resolve(): run for run in found}.values())
 
 

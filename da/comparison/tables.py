@@ -5,8 +5,8 @@ import io
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from da.evaluation.compare import TRANSLATED, Block, Row, mean_std
-from da.evaluation.published import Published, PublishedRow
+from da.comparison.compare import TRANSLATED, Block, Row, mean_std
+from da.comparison.published import Published, PublishedRow
 from da.evaluation.report import OF_TRANSLATION, describe_protocol
 
 MARK = "†"  # quoted from memory

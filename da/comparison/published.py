@@ -1,56 +1,16 @@
-"""Published results and named protocols: the files of `experiments/tables`, read and checked."""
+"""Published results: the file `experiments/tables/published.yaml`, read and checked."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
-from da.config import Section, Tree, UserError, check, read_tree
-from da.evaluation.infer import EvalConfig
+from da.config import EXPERIMENTS, Section, UserError, check, read_tree
+from da.evaluation.protocols import PROTOCOLS, Protocol, read_protocols
 from da.labels import DEFAULT, label_space
 
-TABLES = Path(__file__).parents[2] / "experiments/tables"
-FILE, PROTOCOLS = TABLES / "published.yaml", TABLES / "protocols.yaml"
-
-
-class Protocol(Section):
-    """How a number is measured: one entry of `protocols.yaml`, whose head explains each key."""
-
-    text: str
-    eval: EvalConfig | None = None
-    checkpoint: str | None = None
-    source: str | None = None
-    assumed: str | None = None
-
-    @model_validator(mode="after")
-    def _has_a_source(self) -> "Protocol":
-        if self.eval and not (self.checkpoint and self.source):
-            raise ValueError("a protocol with `eval` needs `checkpoint` and `source`")
-        return self
-
-    def matches(self, measured: dict[str, Any]) -> bool:
-        """Whether `measured`, the `protocol` of a result, is this one. `align_corners` and the classes that the mean
-        runs over may differ; every other setting must be the published one, or where none is published the default."""
-        if self.eval is None:
-            return False
-        own = self.eval.model_dump(mode="json")
-        free = ("align_corners", "classes")
-        return {k: v for k, v in measured.items() if k not in free} == {k: v for k, v in own.items() if k not in free}
-
-
-def read_protocols(path: Path = PROTOCOLS) -> dict[str, Protocol]:
-    """The named protocols.
-
-    Raises:
-        UserError: the file is absent or malformed; the message names the key.
-    """
-    found = {}
-    for name, values in read_tree([path]).values.items():
-        entry = Tree()
-        entry.add(values, f"{path}: {name}")
-        found[name] = check(Protocol, entry)
-    return found
+FILE = EXPERIMENTS / "tables/published.yaml"
 
 
 class PublishedRow(Section):
