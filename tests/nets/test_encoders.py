@@ -13,7 +13,7 @@ from torch import nn
 
 from da.config import UserError
 from da.nets.backbone import ResNet
-from da.nets.encoders import DilatedDepthwise, TimmEncoder, _crop
+from da.nets.encoders import Depthwise, TimmEncoder, _crop
 from da.nets.pspnet import DomainBatchNorm2d, PSPNet, PSPNetConfig
 
 timm = pytest.importorskip("timm")
@@ -235,9 +235,9 @@ def test_frozen_policy_reaches_norms_that_also_activate():
 def test_dilated_depthwise_convolutions_in_phases_are_the_same_sums(kernel, dilation, size):
     torch.manual_seed(0)
     plain = nn.Conv2d(6, 6, kernel, padding=dilation * (kernel // 2), dilation=dilation, groups=6, bias=False).double()
-    assert DilatedDepthwise.fits(plain)
+    assert Depthwise.fits(plain)
     ours = copy.deepcopy(plain)
-    ours.__class__ = DilatedDepthwise
+    ours.__class__ = Depthwise
     x = torch.randn(2, 6, *size, dtype=torch.float64)
     results = []
     for net in (plain, ours):
@@ -252,7 +252,20 @@ def test_dilated_depthwise_convolutions_in_phases_are_the_same_sums(kernel, dila
     assert torch.equal(ours.eval()(x), plain(x))
 
 
-def test_only_dilated_depthwise_convolutions_are_computed_in_phases():
-    found = [m for m in TimmEncoder("tf_efficientnet_lite0", 8).modules() if isinstance(m, DilatedDepthwise)]
-    assert {m.dilation for m in found} == {(2, 2), (4, 4)}
-    assert not any(isinstance(m, DilatedDepthwise) for m in TimmEncoder("resnet18", 8).modules())
+def test_depthwise_convolutions_alone_are_computed_so():
+    found = [m for m in TimmEncoder("tf_efficientnet_lite0", 8).modules() if isinstance(m, Depthwise)]
+    assert {m.dilation for m in found} == {(1, 1), (2, 2), (4, 4)}
+    assert not any(isinstance(m, Depthwise) for m in TimmEncoder("resnet18", 8).modules())
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_a_depthwise_convolution_rounds_its_result_as_autocast_would(dilation):
+    torch.manual_seed(0)
+    net = nn.Conv2d(6, 6, 3, padding=dilation, dilation=dilation, groups=6, bias=False)
+    x = torch.randn(2, 6, 8, 8)
+    exact = net(x).bfloat16()
+    net.__class__ = Depthwise
+    with torch.autocast("cpu", torch.bfloat16):
+        out = net(x)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, exact)
