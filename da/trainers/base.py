@@ -180,7 +180,8 @@ class Trainer(ABC):
         Raises:
             UserError: the method has no generator.
         """
-        raise UserError(f"trainer {self.config.trainer} translates no images; name a run of cycada_pixel")
+        translators = " or ".join(name for name in methods() if find(name).Trainer.is_translation)
+        raise UserError(f"trainer {self.config.trainer} translates no images; name a run of {translators}")
 
     def examples(self, batch: Batch) -> list[tuple[Tensor, ...]]:
         """Rows of RGB images (B, 3, H, W) in [0, 1] that TensorBoard shows, each with the segmenter's prediction."""
