@@ -11,6 +11,7 @@ reported at once, each with its file, its key, what was expected and the nearest
 
 import difflib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -38,6 +39,7 @@ EXPERIMENTS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] /
 COMMAND_LINE = "command line"
 
 
+LARGEST = 1e30  # number that is not whole in a setting
 MOST_FILES = 100  # that one experiment is read from
 MOST_NODES = 20_000  # in a YAML file, each alias counted as what it stands for
 _TAG = "tag:yaml.org,2002:"
@@ -255,7 +257,7 @@ def _interpolate(value: Any, tree: Tree, key: str = "") -> Any:
 def check(schema: type[S], tree: Tree) -> S:
     """Build `schema` from `tree`, or raise one UserError that lists every mistake, a line each."""
     for key, value in flatten(tree.values).items():
-        if problem := _no_text(json.dumps(value, ensure_ascii=False)):
+        if problem := _problem(value):
             raise UserError(f"{tree.where(key)}: {key}: {problem}")
     try:
         return schema.model_validate_json(json.dumps(tree.values))
@@ -271,13 +273,17 @@ def check(schema: type[S], tree: Tree) -> S:
     return check(schema, tree)
 
 
-def _no_text(value: str) -> str:
-    """What keeps a string from being the name of anything."""
-    if "\\u0000" in value:
+def _problem(value: Any) -> str:
+    """What no setting may hold, whatever its type; "" where there is no such thing."""
+    if isinstance(value, list):
+        return next(filter(None, map(_problem, value)), "")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "a whole number of more than 64 bits"
+    if isinstance(value, float) and LARGEST < abs(value) < math.inf:  # pydantic speaks of infinity
+        return f"a number beyond {LARGEST:g}, which single precision can hardly hold"
+    if isinstance(value, str) and "\0" in value:
         return "holds a NUL character"
-    try:
-        value.encode()
-    except UnicodeEncodeError:
+    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
         return "holds a name that is not UTF-8; rename it, or make a link to it under another name"
     return ""
 

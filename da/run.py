@@ -76,8 +76,6 @@ def check_config(tree: Tree) -> base.Experiment:
             raise UserError(
                 f"{tree.where(key)}: {key}: {value!r} names no folder below --runs; give a short, plain name"
             )
-    if not -(2**63) <= config.seed < 2**63:
-        raise UserError(f"{tree.where('seed')}: seed: {config.seed} has more than 64 bits; give a smaller one")
     return config
 
 

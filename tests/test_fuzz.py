@@ -58,10 +58,17 @@ def test_every_key_with_values_of_every_kind(path: Path, monkeypatch):
 
 ODD = (
     *("seed=-1", "data.source.crop=[1, 1]", "data.source.scale=[1e-9, 1e-9]", "data.source.size=[1, 1]"),
-    *("eval.input_size=[1, 1]", "eval.scales=[0.001]", "eval.sliding={crop: [1, 1]}", "eval.crf={}", "model.bins=[]"),
-    *("model.head_channels=1", "run.schedule.power=1e300", "run.schedule.horizon=1", f"run.log_every={2**63}"),
-    *("run.clip_norm=1e-320", "run.precision=fp16", "method.lr=1e300", "method.momentum=0", "data.val.split=/dev/null"),
-    *("data.source.root=/dev/null", "data.source.dataset=synthia", "init=/dev/null", f"data.batch_size={2**63}"),
+    *("eval.input_size=[1, 1]", "eval.scales=[0.001]", "eval.sliding={crop: [32, 1]}", "eval.crf={}", "model.bins=[]"),
+    *("model.head_channels=1", "run.schedule.power=1e300", "run.schedule.horizon=1", f"run.log_every={2**63 - 1}"),
+    *(
+        "run.clip_norm=1e-320",
+        "run.precision=fp16",
+        "method.lr=1e30",
+        "method.lr=1e300",
+        "method.momentum=0",
+        "data.val.split=/dev/null",
+    ),
+    *("data.source.root=/dev/null", "data.source.dataset=synthia", "init=/dev/null", f"data.batch_size={2**62}"),
 )
 
 

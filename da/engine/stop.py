@@ -90,8 +90,11 @@ class StopRequests:
             signal.setitimer(signal.ITIMER_REAL, max(left, 0.0) + GRACE)
 
     def _give_up(self, *_: object) -> None:
-        if self._waits:
-            raise Stopped(self._code or TIME_IS_UP, alone=dist.world() > 1)
+        if self._waits and self._request():
+            raise Stopped(self._request(), alone=dist.world() > 1)
+
+    def _request(self) -> int:
+        return self._code or (TIME_IS_UP if time.time() > self._deadline else 0)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -124,7 +127,7 @@ class StopRequests:
         Raises:
             Stopped: in all processes at the same call, once any of them was asked to stop.
         """
-        request = self._highest(self._code or (TIME_IS_UP if time.time() > self._deadline else 0))
+        request = self._highest(self._request())
         if request:
             raise Stopped(request)
 
