@@ -158,3 +158,34 @@ def test_data_workers_end_with_a_killed_run(loading):
     while Path(f"/proc/{workers[0]}").exists():
         assert time.monotonic() < until
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("mount -t tmpfs -o size=1m tmpfs /dev/shm", "/dev/shm (1 MiB in all"),
+        ("ulimit -n 36", "36 are allowed (ulimit -n)"),
+    ],
+)
+def test_a_machine_that_cannot_hand_over_batches_is_one_line_and_the_run_goes_on_elsewhere(command, run, limit, said):
+    """As in a container, where /dev/shm has 64 MiB; in a mount namespace of its own, which needs the rights of root."""
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("no right to a mount namespace")
+    large = [
+        "data.batch_size=6",
+        "data.source.crop=[640, 480]",
+        "run.steps=1",
+        "model.aux=false",
+        "method.lambda_aux=0",
+    ]
+    words = [sys.executable, "-m", "da", *command, *large]
+    shell = ["unshare", "-m", "bash", "-c", f'{limit} && exec "$@"', "bash", *words, "data.workers=2"]
+    done = subprocess.run(shell, cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert line.startswith("error: ")
+    assert said in line
+    assert "lower data.workers" in line
+    assert subprocess.run([*words, "data.workers=0"], cwd=REPOSITORY, capture_output=True).returncode == 0
+    assert (run / "summary.json").exists()
