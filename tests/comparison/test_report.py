@@ -459,9 +459,8 @@ def test_latex_explains_itself_without_its_comments(tmp_path):
 def test_csv_names_what_is_absent_or_unfinished(runs):
     write_run(runs, "oracle", 1, None)
     write_run(runs, "adaptsegnet_multi", 0, None)
-    blocks = compare.compare(
-        compare.find_runs([runs / "mini"], TRANSLATORS), LITERATURE, ["adaptsegnet_target_forward"]
-    )
+    found = compare.find_runs([runs / "mini"], TRANSLATORS)
+    blocks = compare.compare(found, LITERATURE, ["adaptsegnet_target_forward"])
     found = {(row["method"], row["seed"]): row for row in rows_of(blocks) if not row["checkpoint"].startswith("best")}
     assert found["oracle", "0"]["state"] == "finished"
     assert found["oracle", "0"]["checkpoint"] == "last"
