@@ -1,18 +1,16 @@
-"""`python -m da COMMAND`."""
+"""`python -m da COMMAND`, and `da COMMAND` where the package is installed."""
 
-import multiprocessing
-import os
 import sys
 
 from da.tune import tune
 
-tune()  # before anything loads torch
 
-from da.cli import main  # noqa: E402
+def main() -> None:
+    tune()  # before anything loads torch
+    from da.cli import main as run_command
 
-code = main()
-if multiprocessing.active_children():  # one that hangs in a disk that is gone would be waited for without end
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-sys.exit(code)
+    sys.exit(run_command())
+
+
+if __name__ == "__main__":
+    main()

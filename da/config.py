@@ -193,6 +193,15 @@ class Tree:
         return next(reversed(self.origin.values()), COMMAND_LINE)
 
 
+def experiment_file(name: str) -> Path:
+    """The file that a command names: a path, or a shipped one from wherever the command is called:
+    `experiments/mini/source_only.yaml`."""
+    path = Path(name)
+    parts = path.parts[1:] if path.parts[:1] == ("experiments",) else path.parts
+    inside = EXPERIMENTS.joinpath(*parts)
+    return inside if not path.exists() and not path.is_absolute() and inside.is_file() else path
+
+
 def read_tree(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Tree:
     """Read YAML files (with their `base:` files) and `key=value` overrides into one tree.
 

@@ -24,6 +24,7 @@ from da.evaluation import official, visualize
 from da.evaluation.infer import EvalConfig
 from da.evaluation.metrics import scores
 from da.evaluation.protocols import PROTOCOLS, Protocol, read_protocols
+from da.evaluation.report import table
 from da.labels import LabelSpace, label_space
 from da.run import checkpoint_path, evaluate, few_colors, make_stepper, protocol, restore
 from da.trainers import base
@@ -89,7 +90,7 @@ def evaluate_runs(
             own, _, _ = restore(checkpoint_path(run, which), overrides)
             for _, chosen in choices:
                 _require_official(_under_protocol(own, chosen, overrides))
-    results, columns, titles = [], [], []
+    results, columns, titles, unwritten = [], [], [], []
     for run, name in zip(runs, names):
         path = checkpoint_path(run, which)
         own, trainer, step = restore(path, overrides)
@@ -135,11 +136,17 @@ def evaluate_runs(
                     found["official_mIoU"] = _compare_official(config, to, counts, title)
             results.append(found)
             file = "_".join(filter(None, ("evaluation", kind, label, *elsewhere))) + ".json"
-            run_files.write_text((run if run.is_dir() else run.parent) / file, json.dumps(found) + "\n")
+            try:
+                run_files.write_text((run if run.is_dir() else run.parent) / file, json.dumps(found) + "\n")
+            except OSError as error:  # the figures are there all the same
+                unwritten.append(f"{error.filename or run}: {error.strerror}")
     if figure:
         rows = [[r[0][0], r[0][2], *(column[1] for column in r)] for r in zip(*columns)]
         picture = visualize.grid(rows, ("image", "label", *titles), few=few_colors(own.data.classes))
         visualize.save(figure, np.concatenate([picture, visualize.legend(own.data.classes, picture.shape[1])]))
+    if unwritten:
+        say(table(results))
+        raise UserError(f"the result could not be written: {'; '.join(unwritten)}")
     return results
 
 

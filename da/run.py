@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from da.config import Tree, UserError, check, flatten, parse_yaml, read_tree
+from da.config import Tree, UserError, check, experiment_file, flatten, parse_yaml, read_tree
 from da.data import cityscapes, folders, gta5
 from da.data.loaders import (
     Batch,
@@ -57,8 +57,9 @@ EVALUATION_KEYS = ("data.val.", "data.classes", "data.workers", "eval.", "run.de
 
 def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> base.Experiment:
     """Read and check an experiment. `experiment` and `name` default to the first file's folder and stem."""
-    tree = read_tree(files, overrides)
-    first = Path(files[0]).resolve()
+    paths = [experiment_file(file) for file in files]
+    tree = read_tree(paths, overrides)
+    first = paths[0].resolve()
     tree.values = {"experiment": first.parent.name, "name": first.stem, **tree.values}
     config = check_config(tree)
     require_data(config.data)

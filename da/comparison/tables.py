@@ -2,8 +2,8 @@
 
 import csv
 import io
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from da.comparison.compare import TRANSLATED, Block, Row, mean_std
 from da.comparison.published import Published, PublishedRow
@@ -246,6 +246,15 @@ CSV_HEADER = (
 )
 
 
+class _Rows(csv.DictWriter[str]):
+    """Text that a spreadsheet would take for a formula is marked as text."""
+
+    def writerow(self, rowdict: Mapping[str, Any]) -> Any:
+        return super().writerow(
+            {k: f"'{v}" if isinstance(v, str) and v.startswith(("=", "+", "-", "@")) else v for k, v in rowdict.items()}
+        )
+
+
 def csv_text(blocks: Sequence[Block], published: Published) -> str:
     """One line per seed and checkpoint of an own result, per run and experiment without one and per published result,
     protocol, images and source on every line; numbers unrounded."""
@@ -254,7 +263,7 @@ def csv_text(blocks: Sequence[Block], published: Published) -> str:
     names = dict.fromkeys(f"IoU/{name}" for space in spaces for name in space.names)
     keys = ["mIoU", *subsets, "mAcc", "pixel_accuracy", "fwIoU", *names]
     out = io.StringIO()
-    writer = csv.DictWriter(out, [*CSV_HEADER, *keys], lineterminator="\n")
+    writer = _Rows(out, [*CSV_HEADER, *keys], lineterminator="\n")
     writer.writeheader()
     for block in blocks:
         where = {"experiment": block.experiment, "data": block.data}
