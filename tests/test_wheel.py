@@ -15,7 +15,17 @@ def test_a_wheel_carries_what_the_commands_need(tmp_path: Path):
     pytest.importorskip("setuptools", reason="needs setuptools to build a wheel")
     source = tmp_path / "source"
     subprocess.run(["git", "clone", "-q", str(REPOSITORY), str(source)], check=True)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+    ]
     subprocess.run([*command, str(source)], check=True)
     (wheel,) = tmp_path.glob("da-*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -246,13 +246,9 @@ CSV_HEADER = (
 )
 
 
-class _Rows(csv.DictWriter[str]):
-    """Text that a spreadsheet would take for a formula is marked as text."""
-
-    def writerow(self, rowdict: Mapping[str, Any]) -> Any:
-        return super().writerow(
-            {k: f"'{v}" if isinstance(v, str) and v.startswith(("=", "+", "-", "@")) else v for k, v in rowdict.items()}
-        )
+def _plain(cell: Any) -> Any:
+    """Text that a spreadsheet would take for a formula, marked as text."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def csv_text(blocks: Sequence[Block], published: Published) -> str:
@@ -263,8 +259,12 @@ def csv_text(blocks: Sequence[Block], published: Published) -> str:
     names = dict.fromkeys(f"IoU/{name}" for space in spaces for name in space.names)
     keys = ["mIoU", *subsets, "mAcc", "pixel_accuracy", "fwIoU", *names]
     out = io.StringIO()
-    writer = _Rows(out, [*CSV_HEADER, *keys], lineterminator="\n")
+    writer = csv.DictWriter(out, [*CSV_HEADER, *keys], lineterminator="\n")
     writer.writeheader()
+
+    def write(row: Mapping[str, Any]) -> None:
+        writer.writerow({key: _plain(cell) for key, cell in row.items()})
+
     for block in blocks:
         where = {"experiment": block.experiment, "data": block.data}
         own = where | {"kind": "own", "protocol": describe_protocol(block.protocol) if block.protocol else ""}
@@ -277,11 +277,11 @@ def csv_text(blocks: Sequence[Block], published: Published) -> str:
                 for checkpoint, (scores, step) in results.items():
                     if scores:
                         of_result = {"checkpoint": checkpoint, "step": step, "comparable": "yes"}
-                        writer.writerow(of_seed | of_result | {k: v for k, v in scores.items() if k in keys})
+                        write(of_seed | of_result | {k: v for k, v in scores.items() if k in keys})
                 if not any(scores for scores, _ in results.values()):
-                    writer.writerow(of_seed)
+                    write(of_seed)
         for name in block.missing:
-            writer.writerow(own | {"method": name, "state": "not run"})
+            write(own | {"method": name, "state": "not run"})
         for theirs in (*block.published, *block.others):
             figures = {
                 "mIoU": theirs.mean(block.subset),
@@ -289,7 +289,7 @@ def csv_text(blocks: Sequence[Block], published: Published) -> str:
                 **theirs.model_dump(include={"mIoU16", "mIoU13", "mAcc", "pixel_accuracy", "fwIoU"}),
                 **{f"IoU/{name}": value for name, value in theirs.class_iou().items()},
             }
-            writer.writerow(
+            write(
                 where
                 | {
                     "kind": "published",

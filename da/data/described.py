@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import ConfigDict
 
-from da.config import Section, Tree, UserError, check, parse_yaml
+from da.config import Section, Tree, UserError, check, parse_yaml, read_text
 from da.data import folders
 from da.data.folders import IMAGE_SUFFIXES, DataSet, Sample
 from da.labels import LabelSpace, Scheme
@@ -60,7 +60,10 @@ def read(path: Path) -> Description:
     Raises:
         UserError: it cannot be read, or has mistakes, a line each.
     """
-    values = parse_yaml("\n".join(_text(path)), str(path))
+    try:
+        values = parse_yaml(read_text(path), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected `key: value` lines at the top level")
     tree = Tree()
@@ -76,15 +79,6 @@ def read(path: Path) -> Description:
     return found
 
 
-def _text(path: Path) -> list[str]:
-    try:
-        return path.read_bytes().decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text in UTF-8; save it as UTF-8") from error
-
-
 def find(name: str) -> DataSet:
     """The data set of a shipped description, or of the description file `name`.
 
@@ -94,7 +88,7 @@ def find(name: str) -> DataSet:
     if name in shipped():
         path = SHIPPED / f"{name}.yaml"
     elif folders.is_description(name):
-        path = Path(name).expanduser()
+        path = folders.expanded(name)
     else:
         raise UserError(
             f"dataset: {name!r} is neither a description file (.yaml) nor one of {', '.join(folders.known())}"

@@ -214,7 +214,7 @@ def read_lines(path: Path) -> list[str]:
         UserError: it cannot be read, or is no UTF-8.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig", "surrogateescape" if os.name == "posix" else "strict")
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")  # names need not be UTF-8
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if "\0" in text:
@@ -224,7 +224,19 @@ def read_lines(path: Path) -> list[str]:
 
 def list_file(root: Path, split: str) -> Path | None:
     """The list file that `split` names: a path, or a path below `root`."""
-    return next((path for path in (Path(split).expanduser(), root / split) if path.is_file()), None)
+    return next((path for path in (expanded(split), root / split) if path.is_file()), None)
+
+
+def expanded(path: str) -> Path:
+    """A path that a user gave, with `~` filled in.
+
+    Raises:
+        UserError: this user has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: this user has no home folder; write the path without ~") from error
 
 
 def read_list(root: Path, split: str, known: Sequence[str]) -> list[str]:

@@ -126,7 +126,7 @@ def resolve_root(config: FolderConfig) -> Path:
         UserError: the miniature has no such data set.
     """
     if config.root != "miniature":
-        return Path(config.root).expanduser()
+        return folders.expanded(config.root)
     if config.dataset not in ("gta5", "cityscapes"):
         raise UserError(
             f"root: miniature: the embedded pair is gta5 and cityscapes; {config.dataset} needs a real folder"
