@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Every method of a pair of data sets, over several seeds, as many runs at a time as there are cores; then the page that
+# compares them. Killed and called again it goes on; finished runs are skipped.
+#
+#   bash launch/ladder.sh PAIR [section.key=value ...]     PAIR: mini, day2dusk, drawn2real
+#
+#   PHOTOGRAPHS_ROOT=FOLDER     the photographs of day2dusk and drawn2real (experiments/base/day2dusk.yaml says which)
+#   SEEDS="0 1 2"
+#   METHODS="source_only oracle"    some of them; cycada_* need source_only, cycada_feature also cycada_pixel_segmenter
+#   JOBS=2                      runs at a time, one thread each
+#   REPORT=report/PAIR          folder of the page
+
+for here in "$(dirname "$0")" launch; do
+  [ ! -e "$here/lib.sh" ] || break
+done
+source "$here/lib.sh"
+
+pair=${1:?name a pair: mini, day2dusk or drawn2real}
+shift
+[ -d "experiments/$pair" ] || { echo "error: no experiments/$pair; pairs: mini, day2dusk, drawn2real" >&2; exit 2; }
+SEEDS=${SEEDS:-0 1 2}
+JOBS=${JOBS:-$(nproc)}
+REPORT=${REPORT:-report/$pair}
+first="source_only"
+second="oracle adaptsegnet_target_forward adaptsegnet_single adaptsegnet_multi cycada_pixel cycada_feature_only"
+METHODS=${METHODS:-$first $second cycada_pixel_segmenter cycada_feature}
+export OMP_NUM_THREADS=1
+
+settings_of() { # METHOD SEED: what the method reads of that seed's other runs
+  local runs=$RUNS/$pair
+  case $1 in
+    cycada_pixel | cycada_feature_only) echo "init=$runs/source_only-seed$2" ;;
+    cycada_pixel_segmenter) echo "data.source.root=$runs/cycada_pixel-seed$2/translated" ;;
+    cycada_feature) echo "init=$runs/cycada_pixel_segmenter-seed$2 data.source.root=$runs/cycada_pixel-seed$2/translated" ;;
+  esac
+}
+
+one() { # METHOD SEED: its run, and what others need of it; its output goes to a file
+  local method=$1 seed=$2 folder=$RUNS/$pair/$1-seed$2 log=$RUNS/$pair/$1-seed$2.log
+  shift 2
+  [ ! -e "$folder/summary.json" ] || [ "$method" = cycada_pixel ] || { echo "$folder is finished" && return; }
+  mkdir -p "$(dirname "$log")"
+  echo "$folder ... (log: $log)"
+  # shellcheck disable=SC2046  # settings are words
+  if ! "$PYTHON" -m da train "experiments/$pair/$method.yaml" --runs "$RUNS" "seed=$seed" \
+    $(settings_of "$method" "$seed") "$@" >"$log" 2>&1 ||
+    { [ "$method" = cycada_pixel ] && ! "$PYTHON" -m da translate "$folder" "$folder/translated" >>"$log" 2>&1; }; then
+    echo "error: $folder: $(tail -n 1 "$log")" >&2
+    return 1
+  fi
+  echo "$folder: $(grep -m 1 '^mIoU ' "$log" | tr -s ' ')"
+}
+
+export -f one settings_of
+export RUNS PYTHON pair
+
+step() { # METHOD ...: these for all seeds, JOBS at a time
+  local method seed
+  for method in "$@"; do
+    for seed in $SEEDS; do
+      [[ " $METHODS " != *" $method "* ]] || echo "$method $seed"
+    done
+  done | xargs -r -P "$JOBS" -L 1 bash -c 'one "${@: -2:1}" "${@: -1}" "${@:1:$#-2}"' bash "${words[@]}" || failed=1
+}
+
+words=("$@") failed=0
+"$PYTHON" -m da data miniature >/dev/null # once, before several runs ask for it
+step "$first"
+# shellcheck disable=SC2086  # a list
+step $second
+step cycada_pixel_segmenter
+step cycada_feature
+"$PYTHON" -m da report --table "$pair" --runs "$RUNS" -o "$REPORT"
+exit "$failed"
