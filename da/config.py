@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -321,9 +321,13 @@ def _explain(schema: type[Section], tree: Tree, error: dict[str, Any]) -> str:
 
 def _known_keys(schema: type[BaseModel], path: list[str]) -> list[str]:
     """The keys of the section at `path` inside `schema`."""
+    of_names = False
     for part in path:
-        if part.isdigit():  # of a list
+        if part.isdigit() or of_names:  # of a list, or a name that the user chose
+            of_names = False
             continue
+        field = schema.model_fields.get(part)
+        of_names = field is not None and get_origin(field.annotation) is dict
         inner = models_in(schema.model_fields[part].annotation) if part in schema.model_fields else []
         if not inner:
             return []

@@ -140,13 +140,16 @@ def evaluate_runs(
                 run_files.write_text((run if run.is_dir() else run.parent) / file, json.dumps(found) + "\n")
             except OSError as error:  # the figures are there all the same
                 unwritten.append(f"{error.filename or run}: {error.strerror}")
-    if figure:
+    shown = {json.dumps(found["images"]) for found in results}
+    if figure and len(shown) > 1:
+        unwritten.append(f"{figure}: the runs were scored on different images, which no row could show together")
+    elif figure:
         rows = [[r[0][0], r[0][2], *(column[1] for column in r)] for r in zip(*columns)]
         picture = visualize.grid(rows, ("image", "label", *titles), few=few_colors(own.data.classes))
         visualize.save(figure, np.concatenate([picture, visualize.legend(own.data.classes, picture.shape[1])]))
     if unwritten:
         say(table(results))
-        raise UserError(f"the result could not be written: {'; '.join(unwritten)}")
+        raise UserError(f"not written: {'; '.join(unwritten)}")
     return results
 
 

@@ -65,6 +65,7 @@ class Scheme:
 
     Attributes:
         title: what its values are called, such as "Cityscapes ids".
+        classes: trainIds that it stores.
         table: (256,) uint8, stored value -> trainId, `IGNORE`, or `UNKNOWN` where the scheme has no such value; None
             where colours are stored.
         known: (256,) bool, the stored values that the scheme has.
@@ -74,6 +75,7 @@ class Scheme:
 
     def __init__(self, title: str, classes: Mapping[int, Sequence[Any]], void: Sequence[Any], rest: bool, rgb: bool):
         self.title = title
+        self.classes = frozenset(classes)
         self.table: np.ndarray | None = None
         self.known = np.full(256, rest)
         self.colors: dict[int, int] = {}
@@ -140,6 +142,9 @@ class LabelSpace:
         self.name, self.where = name, where
         self.content: dict[str, Any] = json.loads(json.dumps(content))  # keys are text
         self.names = tuple(file.classes)
+        odd = [name for name in self.names if not name.strip() or name != name.strip() or not name.isprintable()]
+        if odd:
+            raise UserError(f"{where}: classes: {odd[0]!r} is no name; give letters without blanks around them")
         if not 2 <= len(self) <= MAX_CLASSES:
             raise UserError(f"{where}: classes: {len(self)} of them; give 2 to {MAX_CLASSES}")
         self.colors = tuple(entry.color for entry in file.classes.values())
@@ -156,7 +161,11 @@ class LabelSpace:
             self.subsets[subset] = self._subset(subset, members)
         self._schemes = self._read_schemes(file)
         self.stored_as = file.stored_as
-        self.scheme(self.stored_as)
+        lacking = [n for n, name in enumerate(self.names) if n not in self.scheme(self.stored_as).classes]
+        if lacking:
+            raise UserError(
+                f"{where}: classes.{self.names[lacking[0]]}: no value in column {self.stored_as}; give it one"
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -270,6 +279,11 @@ class LabelSpace:
             if name in self.names:
                 table[number] = self.names.index(name)
         taken: set[str] = set()
+        nothing = [n for n in self.names if n not in merge and n not in other.names]
+        if nothing:
+            raise UserError(
+                f"eval.merge: no class of the checkpoint counts as {nothing[0]}; name some, or say {nothing[0]}: []"
+            )
         for name, parts in merge.items():
             (number,) = self._numbers([name], "eval.merge")
             for part, there in zip(parts, other._numbers(parts, f"eval.merge.{name}")):
@@ -339,6 +353,10 @@ class LabelSpace:
                 if owners.setdefault(value, number) != number:
                     both = f"{self.names[owners[value]]} and {self.names[number]}"
                     raise UserError(f"{where}: {value} is stored for {both}; give each its own")
+        given = settings.void if isinstance(settings.void, list | tuple) else []
+        both_ways = [v for v in given if not isinstance(v, str) and (tuple(v) if isinstance(v, list) else v) in owners]
+        if both_ways:
+            raise UserError(f"{where}: {both_ways[0]} is both void and stored for a class; take it out of one")
         void = [value for value in void if value not in owners]
         return Scheme(settings.title or f"{name} values", classes, void, rest, settings.colors)
 
@@ -378,7 +396,10 @@ def label_space(given: str | Mapping[str, Any] | LabelSpace) -> LabelSpace:
     path = Path(given).expanduser()
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"data.classes: {given!r} is neither a YAML file nor one of {', '.join(shipped())}")
-    return LabelSpace(path.stem, read_tree([path]).values, str(path))
+    content = read_tree([path]).values
+    if not content:
+        raise UserError(f"{path}: is empty; da/classes/binary.yaml shows what stands in a class list")
+    return LabelSpace(path.stem, content, str(path))
 
 
 def _validated(given: Any) -> LabelSpace:

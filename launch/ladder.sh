@@ -26,6 +26,7 @@ second="oracle adaptsegnet_target_forward adaptsegnet_single adaptsegnet_multi c
 METHODS=${METHODS:-$first $second cycada_pixel_segmenter cycada_feature}
 export OMP_NUM_THREADS=1
 
+# shellcheck disable=SC2317  # the shells that xargs starts call it
 settings_of() { # METHOD SEED: what the method reads of that seed's other runs
   local runs=$RUNS/$pair
   case $1 in
@@ -35,6 +36,7 @@ settings_of() { # METHOD SEED: what the method reads of that seed's other runs
   esac
 }
 
+# shellcheck disable=SC2317
 one() { # METHOD SEED: its run, and what others need of it; its output goes to a file
   local method=$1 seed=$2 folder=$RUNS/$pair/$1-seed$2 log=$RUNS/$pair/$1-seed$2.log
   shift 2
@@ -54,6 +56,7 @@ one() { # METHOD SEED: its run, and what others need of it; its output goes to a
 export -f one settings_of
 export RUNS PYTHON pair
 
+# shellcheck disable=SC2016  # for those shells
 step() { # METHOD ...: these for all seeds, JOBS at a time
   local method seed
   for method in "$@"; do

@@ -12,7 +12,9 @@ from da.config import Section, models_in
 from da.run import load_config, train
 from da.trainers import base
 
-EXPERIMENTS = sorted(p for p in (REPOSITORY / "experiments").glob("*/*.yaml") if p.parent.name not in ("base", "tables"))
+EXPERIMENTS = sorted(
+    p for p in (REPOSITORY / "experiments").glob("*/*.yaml") if p.parent.name not in ("base", "tables")
+)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: f"{p.parent.name}/{p.stem}")

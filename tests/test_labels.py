@@ -136,6 +136,10 @@ def test_two_to_255_classes(tmp_path):
         ("[grass, stone]", "[grass, stein]", r"own\.yaml: groups\.ground: stein: no class of own; known: grass"),
         ("2: {without", "4: {without", "it has 2 classes; call it by their number"),
         ("stored_as: mask", "stored_as: maks", "no column or scheme 'maks'"),
+        (", mask: 7", "", r"own\.yaml: classes\.stone: no value in column mask"),
+        ("void: [0,", "void: [9,", "9 is both void and stored for a class"),
+        ("title: mask", "titel: mask", r"schemes\.mask\.titel: unknown key; did you mean 'title'"),
+        ("  grass:", "  '':", "'' is no name"),
         ("groups:", "grups:", r"own\.yaml: grups: unknown key; did you mean 'groups'"),
         ("classes:\n", "", "classes: required"),
     ],
@@ -169,7 +173,11 @@ class TestMerging:
 
     def test_named_classes_go_where_they_are_sent_equal_ones_stay_and_the_rest_is_wrong(self):
         camvid = label_space("camvid11")
-        table = camvid.merged_from(CITY, {"car": ("car", "truck", "bus", "train"), "tree": ("vegetation",)})
+        merge = {"car": ("car", "truck", "bus", "train"), "tree": ("vegetation",)}
+        with pytest.raises(UserError, match=r"no class of the checkpoint counts as sign; name some, or say sign: \[\]"):
+            camvid.merged_from(CITY, merge)
+        merge |= dict.fromkeys(("sign", "pedestrian", "bicyclist"), ())
+        table = camvid.merged_from(CITY, merge)
         into = [camvid.names[t] if t < 11 else None for t in table[: len(CITY)]]
         assert dict(zip(CITY.names, into)) == {
             **dict.fromkeys(CITY.names),
@@ -186,5 +194,6 @@ class TestMerging:
             ({"car": ("cat",)}, r"eval\.merge\.car: cat: no class of cityscapes19"),
             ({"car": ("bus",), "tree": ("bus",)}, "bus is given twice"),
         ):
+            others = dict.fromkeys(("tree", "sign", "pedestrian", "bicyclist"), ())
             with pytest.raises(UserError, match=message):
-                camvid.merged_from(CITY, merge)
+                camvid.merged_from(CITY, others | merge)

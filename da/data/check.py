@@ -18,6 +18,7 @@ from da.labels import IGNORE, TRAIN_IDS, LabelSpace, Scheme, pack
 
 LINES_SHOWN = 20
 NEAR = 10  # values this close to those of a scheme look like them after JPEG or a smooth resize
+LOST = 0.25  # many strange values on a smaller share of a label's pixels look like that too
 
 
 @dataclass
@@ -40,9 +41,10 @@ class Report:
         names = self.classes.names
         lines = [f"{self.root} as {self.dataset}: {self.pairs} images, {len(names)} classes of {self.classes.name}"]
         for title, problems in (("problem", self.fatal), ("note", self.warnings)):
-            lines += [f"  {title}: {p}" for p in problems[:LINES_SHOWN]]
-            if len(problems) > LINES_SHOWN:
-                lines.append(f"  ... and {len(problems) - LINES_SHOWN} more {title}s")
+            shown = _summed_up(problems)
+            lines += [f"  {title}: {p}" for p in shown[:LINES_SHOWN]]
+            if len(shown) > LINES_SHOWN:
+                lines.append(f"  ... and {len(shown) - LINES_SHOWN} more {title}s")
         total = self.pixels.sum()
         if total:
             shares = 100 * self.pixels / total
@@ -54,6 +56,19 @@ class Report:
             ]
         lines.append(f"  {len(self.fatal)} problems, {len(self.warnings)} notes")
         return "\n".join(lines)
+
+
+def _summed_up(problems: Sequence[str]) -> list[str]:
+    """One line for what many files have alike, with the first of them."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for text in problems:
+        path, _, reason = text.partition(": ")
+        alike[reason if reason and len(path) > 3 and "/" in path else text].append(text)
+    return [
+        text
+        for texts in alike.values()
+        for text in (texts if len(texts) <= 3 else [f"{texts[0]} (and {len(texts) - 1} more files)"])
+    ]
 
 
 class _Findings(NamedTuple):
@@ -87,12 +102,13 @@ def check_root(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[s
     scheme = found_set.scheme(classes)
     report = Report(root, dataset, classes)
     values: set[int] = set()
+    stored: dict[Path | None, frozenset[int]] = {}
     seen: dict[str, dict[str, Path]] = defaultdict(dict)  # digest -> split -> image
     for split, samples in _scans(report, found_set, splits).items():
         own_problems = report.fatal if found_set.own else report.warnings
         label_problems = report.fatal if found_set.checked.get(split, True) else report.warnings
         missing = folders.missing_labels(samples)
-        label_problems += [f"{s.label}: missing, the label of {s.image}" for s in missing]
+        label_problems += [_missing(s) for s in missing]
         if not splits and found_set.everything is None:
             own_problems += [f"{path}: a label without an image" for path in _orphans(samples)]
         lost = {s.name for s in missing}
@@ -106,6 +122,7 @@ def check_root(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[s
             report.warnings += found.notes
             pixels += found.pixels
             values |= found.values
+            stored[sample.label] = found.values
             seen[found.digest].setdefault(split, sample.image)
         report.by_split[split] = pixels
         if pixels.any() and not pixels[:-1].any():
@@ -119,10 +136,21 @@ def check_root(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[s
     if not splits and found_set.everything:
         alone = _without_a_partner(found_set.everything(root), missing_already=report.fatal)
         (report.fatal if found_set.own else report.warnings).extend(alone)
-    both = (list(images.values()) for digest, images in seen.items() if digest and len(images) > 1)
-    (report.fatal if found_set.own else report.warnings).extend(
-        f"{images[0]} and {images[1]}: the same picture in two splits; take it out of one" for images in both
-    )
+    for digest, images in seen.items():
+        if digest and len(images) > 1:
+            (one, path), (other, same) = list(images.items())[:2]
+            as_well = "" if path == same else f" as {same}"
+            (report.fatal if found_set.own else report.warnings).append(
+                f"{path}: in {one}, and{as_well} in {other}: the same picture in two splits; take it out of one"
+            )
+    if report.pixels[-1] > 0.5 * max(1, report.pixels.sum()):
+        report.warnings.append("more than half of all pixels are void; is a class among the void values?")
+    if scheme.table is not None and scheme.table[IGNORE] == IGNORE and values - {0, IGNORE}:
+        report.warnings += [
+            f"{path}: holds only 0 and 255, which is void, where other labels hold more; is it a mask of another kind?"
+            for path, found in stored.items()
+            if found == {0, IGNORE} and found_set.own
+        ]
     hints, notes = _misread(values, scheme, classes)
     report.fatal[:0] = hints
     report.warnings[:0] = notes
@@ -130,23 +158,32 @@ def check_root(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[s
 
 
 def _scans(report: Report, dataset: DataSet, splits: Sequence[str]) -> dict[str, list[Sample]]:
-    """The samples of each split; of somebody's own data those that are there, if any is."""
+    """The samples of each split that is there."""
     found, problems = {}, []
     for split in splits or dataset.checked:
         try:
             found[split] = dataset.scan(report.root, split, True)
         except UserError as error:
             problems.append(str(error))
-    if dataset.own and not splits and len(found) > 1:
-        found.pop("all", None)  # of which the others are parts
-    report.fatal += problems[:1] if dataset.own and not splits and not found else []
-    report.fatal += problems if splits or not dataset.own else []
+    if dataset.splits_may_lack and not splits and found:
+        problems = []
+        if len(found) > 1:
+            found.pop("all", None)  # of which the others are parts
+    report.fatal += problems
     return found
+
+
+def _missing(sample: Sample) -> str:
+    assert sample.label
+    stem = folders.stem(sample.label.name)
+    other = next((n for n in sorted(folders.files_in(sample.label.parent)) if folders.stem(n) == stem), None)
+    hint = f"; {other} is there, save it as {sample.label.suffix}" if other else ""
+    return f"{sample.label}: missing, the label of {sample.image}{hint}"
 
 
 def _without_a_partner(samples: list[Sample], missing_already: list[str]) -> list[str]:
     """Labels without an image, and images without a label that no split names."""
-    lost = [f"{s.label}: missing, the label of {s.image}" for s in folders.missing_labels(samples)]
+    lost = [_missing(s) for s in folders.missing_labels(samples)]
     return [f"{path}: a label without an image" for path in _orphans(samples)] + [
         text for text in lost if text not in missing_already
     ]
@@ -268,15 +305,26 @@ def _explained(message: str, path: Path, classes: LabelSpace, scheme: Scheme) ->
     except UserError:
         return message
     if stored.ndim == 2 and "channel" not in message and (scheme.table is not None):
-        strange = [v for v in np.unique(stored).tolist() if not 0 <= v < 256 or not scheme.known[v]]
-        if len(strange) >= 3 and all(np.abs(np.flatnonzero(scheme.known) - v).min() <= NEAR for v in strange):
+        strange = [v for v in np.unique(stored).tolist() if not 0 <= v < 256 or not scheme.known[int(v)]]
+        if len(strange) >= 4 and np.isin(stored, strange).mean() < LOST:
             return (
-                f"{path}: {len(strange)} values that are not {scheme.title}, all close to some: stored with loss "
+                f"{path}: {len(strange)} values that are not {scheme.title}, on few pixels: stored with loss "
                 "(JPEG) or resized smoothly; make it again"
             )
-    if stored.ndim != 3 or stored.shape[-1] < 3 or "channel" not in message:
+    if stored.ndim == 3 and stored.shape[-1] == 2:
+        return f"{message}; drop its transparency"
+    if stored.ndim != 3 or stored.shape[-1] < 3:
         return message
     rgb = stored[..., :3]
+    if scheme.table is None:
+        packed = pack(rgb)
+        strange = [c for c in np.unique(packed).tolist() if c not in scheme.colors]
+        if len(strange) >= 4 and np.isin(packed, strange).mean() < LOST:
+            return (
+                f"{path}: {len(strange)} colours that are not {scheme.title}, on few pixels: stored with loss (JPEG) "
+                "or resized smoothly; make it again"
+            )
+        return message
     if (rgb == rgb[..., :1]).all():
         return f"{message}; its channels are equal: store one of them"
     if set(np.unique(pack(rgb)).tolist()) <= classes.scheme("colors").colors.keys():

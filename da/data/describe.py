@@ -25,6 +25,7 @@ from da.labels import COLORS, IGNORE, label_space, pack, shipped
 
 MOST_FILES = 500_000  # pictures below a folder that are looked at
 LOOKED_AT = 24  # files of each folder that are opened to tell labels from images
+RARE = 5e-4  # share of all pixels below which a value is taken for noise
 READ = 200  # labels whose values are read
 FEW = 64  # values or colours of a label at most
 _SPLIT = re.compile(
@@ -37,7 +38,7 @@ class _Group(NamedTuple):
     """Files of one kind: those of one folder, or of several that differ in {split} or {folder}."""
 
     pattern: str  # of the folder, with placeholders
-    suffix: str
+    suffix: str  # `.*` where there are several
     files: dict[tuple[str, ...], list[Path]]  # by the values of the placeholders
     is_label: bool
 
@@ -132,26 +133,36 @@ def _images_alone(root: Path, images: _Group, description: Path) -> str:
 def _groups(root: Path) -> list[_Group]:
     """The pictures below `root` by folder and suffix, told apart as images and labels, and folders that differ in one
     part of their paths joined."""
-    by_folder: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    by_folder: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     count = 0
     for folder, below, names in os.walk(root):
         below[:] = sorted(n for n in below if not n.startswith("."))
         for n in sorted(folders.files_in(Path(folder)).intersection(names)):
-            suffix = os.path.splitext(n)[1]
-            if suffix.lower() in folders.IMAGE_SUFFIXES:
-                by_folder[str(Path(folder).relative_to(root)), suffix].append(Path(folder) / n)
+            suffix = os.path.splitext(n)[1].lower()
+            if suffix in folders.IMAGE_SUFFIXES:
+                by_folder[str(Path(folder).relative_to(root))][suffix].append(Path(folder) / n)
                 count += 1
                 if count > MOST_FILES:
                     raise UserError(f"{root}: more than {MOST_FILES:,} pictures; name a folder further down")
     if not count:
         raise UserError(f"{root}: no pictures in it; known are {', '.join(folders.IMAGE_SUFFIXES)}")
-    kinds: dict[tuple[str, str, bool], dict[tuple[str, ...], list[Path]]] = defaultdict(dict)
-    for (folder, suffix), files in by_folder.items():
-        for is_label, part in _parted(files):
-            words: list[str] = []
-            pattern = "/".join(_generalised(piece, words) for piece in Path(folder).parts)
-            kinds[pattern, suffix, is_label].setdefault(tuple(words), []).extend(part)
-    return [_Group(*key[:2], files, key[2]) for key, files in _joined(kinds).items()]
+    kinds: _Kinds = defaultdict(dict)
+    for folder, by_suffix in by_folder.items():
+        parts = [part for files in by_suffix.values() for part in _parted(files)]
+        for is_label in (True, False):
+            files = sorted(path for which, part in parts if which is is_label for path in part)
+            if files:
+                words: list[str] = []
+                pattern = "/".join(_generalised(piece, words) for piece in Path(folder).parts)
+                kinds[pattern, is_label].setdefault(tuple(words), []).extend(files)
+    return [
+        _Group(pattern, _suffix_of(files), files, is_label) for (pattern, is_label), files in _joined(kinds).items()
+    ]
+
+
+def _suffix_of(files: dict[tuple[str, ...], list[Path]]) -> str:
+    found = {path.suffix for paths in files.values() for path in paths}
+    return found.pop() if len({suffix.lower() for suffix in found}) == 1 else ".*"
 
 
 def _generalised(piece: str, words: list[str]) -> str:
@@ -163,22 +174,22 @@ def _generalised(piece: str, words: list[str]) -> str:
     return "{split}" + match["rest"]
 
 
-_Kinds = dict[tuple[str, str, bool], dict[tuple[str, ...], list[Path]]]
+_Kinds = dict[tuple[str, bool], dict[tuple[str, ...], list[Path]]]
 
 
 def _joined(kinds: _Kinds) -> _Kinds:
     """Folders that differ in their last part only, three or more of them, as one with the placeholder {folder}."""
-    siblings: dict[tuple[str, str, bool], list[str]] = defaultdict(list)
-    for pattern, suffix, is_label in kinds:
+    siblings: dict[tuple[str, bool], list[str]] = defaultdict(list)
+    for pattern, is_label in kinds:
         parent, _, last = pattern.rpartition("/")
         if "{" not in last:
-            siblings[parent, suffix, is_label].append(last)
+            siblings[parent, is_label].append(last)
     found: _Kinds = defaultdict(dict)
-    for (pattern, suffix, is_label), files in kinds.items():
+    for (pattern, is_label), files in kinds.items():
         parent, _, last = pattern.rpartition("/")
-        join = parent and len(siblings.get((parent, suffix, is_label), ())) >= 3 and "{" not in last
+        join = parent and len(siblings.get((parent, is_label), ())) >= 3 and "{" not in last
         for words, paths in files.items():
-            key = (f"{parent}/{{folder}}", suffix, is_label) if join else (pattern, suffix, is_label)
+            key = (f"{parent}/{{folder}}", is_label) if join else (pattern, is_label)
             found[key].setdefault((*words, last) if join else words, []).extend(paths)
     return found
 
@@ -186,9 +197,10 @@ def _joined(kinds: _Kinds) -> _Kinds:
 def _parted(files: list[Path]) -> list[tuple[bool, list[Path]]]:
     """The files of one folder and suffix as labels and images: a folder is one or the other, unless all of one kind end
     alike, as `a.png` and `a_mask.png`."""
-    looked = files[:: max(1, len(files) // LOOKED_AT)]
-    labels = [path for path in looked if _looks_like_a_label(path)]
-    share = len(labels) / len(looked)
+    looked = {path: _looks_like_a_label(path) for path in files[:: max(1, len(files) // LOOKED_AT)]}
+    labels = [path for path, is_label in looked.items() if is_label]
+    readable = [path for path, is_label in looked.items() if is_label is not None]
+    share = len(labels) / max(1, len(readable))
     if 0.2 < share < 0.8 and len(labels) > 1:
         ending = os.path.commonprefix([path.stem[::-1] for path in labels])[::-1].lstrip("0123456789")
         if ending and not all(path.stem.endswith(ending) for path in looked):
@@ -197,14 +209,13 @@ def _parted(files: list[Path]) -> list[tuple[bool, list[Path]]]:
     return [(share >= 0.5, files)]
 
 
-def _looks_like_a_label(path: Path) -> bool:
-    if path.suffix.lower() in LOSSY:
-        return False
+def _looks_like_a_label(path: Path) -> bool | None:
+    """Few values, or nearly all pixels of a few, as of a label that went through JPEG; None: not readable."""
     try:
-        stored = folders.read_stored(path)
+        values, counts = np.unique(_numbers(folders.read_stored(path)), return_counts=True)
     except UserError:
-        return False
-    return len(np.unique(_numbers(stored))) <= FEW
+        return None
+    return len(values) <= FEW and path.suffix.lower() not in LOSSY or np.sort(counts)[-8:].sum() > 0.8 * counts.sum()
 
 
 def _numbers(stored: np.ndarray) -> np.ndarray:
@@ -251,18 +262,25 @@ def _splits(
         labelled = {words[0] for words in labels.files} if "{split}" in labels.pattern else None
         values = sorted({words[0] for words in images.files}, key=lambda v: ("train", "val", "test").index(_called(v)))
         return {_called(v): {"split": v} for v in values if labelled is None or v in labelled}, []
-    form = re.compile(re.escape(pairing.images).replace(re.escape("{name}"), "(.+)"))
-    names = {m[1] for paths in images.files.values() for path in paths if (m := form.fullmatch(path.name))}
+    form = re.compile(re.escape(_stem(pairing.images)).replace(re.escape("{name}"), "(.+)"))
+    names = {m[1] for paths in images.files.values() for path in paths if (m := form.fullmatch(path.stem))}
     if found := _lists(root, names):
         return {split: {"list": path.relative_to(root).as_posix()} for split, path in sorted(found.items())}, []
     stems = {path.stem for paths in labels.files.values() for path in paths}
-    form = re.compile(re.escape(Path(pairing.labels).stem).replace(re.escape("{name}"), "(.+)"))
+    form = re.compile(re.escape(_stem(pairing.labels)).replace(re.escape("{name}"), "(.+)"))
     whole = sorted(names & {m[1] for stem in stems if (m := form.fullmatch(stem))})
+    if len(whole) < 2:
+        return {"all": {}}, []
+    validating = whole[4::5] or whole[-1:]
     written = []
-    for split, part in (("train", [n for i, n in enumerate(whole) if i % 5 != 4]), ("val", whole[4::5] or whole[-1:])):
+    for split, part in (("train", [n for n in whole if n not in set(validating)]), ("val", validating)):
         written.append(beside.with_name(f"{beside.name}_{split}.txt").resolve())
         written[-1].write_text("".join(f"{n}\n" for n in part), encoding="utf-8", errors="surrogateescape")
-    return {"train": {"list": str(written[0])}, "val": {"list": str(written[1])}, "all": {}}, written
+    return {"train": {"list": written[0].name}, "val": {"list": written[1].name}, "all": {}}, written
+
+
+def _stem(pattern: str) -> str:
+    return pattern.rpartition(".")[0]
 
 
 def _lists(root: Path, names: set[str]) -> dict[str, Path]:
@@ -287,39 +305,48 @@ def _classes(labels: _Group, path: Path) -> tuple[dict[str, Any], list[str]]:
     """The description's `ids`, and what was found in words; writes a class list, unless a shipped one fits."""
     files = [file for paths in labels.files.values() for file in paths]
     files = files[:: max(1, len(files) // READ)]
-    of_values: Counter[int] = Counter()  # in how many files each value occurs
-    of_colors: Counter[int] = Counter()
+    pixels: dict[bool, Counter[int]] = {False: Counter(), True: Counter()}  # of values, of colours
+    in_files: dict[bool, Counter[int]] = {False: Counter(), True: Counter()}
     colors: dict[int, tuple[int, int, int]] = {}
-    rgb = 0
     for file in folders.progress(files, "values of labels", len(files), "file"):
         try:
             stored = folders.read_stored(file)
         except UserError:  # `data check` names it
             continue
-        values = np.unique(_numbers(stored)).tolist()
         is_rgb = stored.ndim == 3 and stored.shape[-1] > 2
-        if len(values) <= FEW:
-            rgb += is_rgb
-            (of_colors if is_rgb else of_values).update(values)
-            colors |= {} if is_rgb else _palette(file)
-    by_color = rgb > len(files) / 2
-    counts = of_colors if by_color else of_values
-    rare = sorted(v for v, n in counts.items() if n == 1 and len(files) >= 10)
-    values = sorted(set(counts) - set(rare))
-    if not values:
-        raise UserError(f"{files[0].parent}: no values that most labels share; are these labels?")
+        there, counts = np.unique(_numbers(stored), return_counts=True)
+        pixels[is_rgb].update(dict(zip(there.tolist(), counts.tolist())))
+        in_files[is_rgb].update(there.tolist())
+        colors |= {} if is_rgb else _palette(file)
+    by_color = pixels[True].total() > pixels[False].total()
+    enough = RARE * pixels[by_color].total()
+    found = in_files[by_color]
+    values = sorted(v for v, n in found.items() if (n > 1 or len(files) < 10) and pixels[by_color][v] >= enough)
+    rare = sorted(found.keys() - values)
+    if len(values) > FEW or not values:
+        raise UserError(
+            f"{files[0].parent}: {len(values)} values that labels share; are these labels, stored without loss?"
+        )
+    if not by_color and (values[-1] > 255 or any(v != int(v) for v in values)):
+        raise UserError(f"{files[0].parent}: labels hold {values[-1]}; store class numbers from 0 to 255, as 8-bit PNG")
     if by_color:
         colors = {v: (v >> 16, v >> 8 & 255, v & 255) for v in values}
     if fits := _shipped_fit(values, colors, by_color):
         return {"ids": {fits[0]: fits[1]}}, [f"labels hold {fits[1]} of the class list {fits[0]}, which is shipped"]
     void = [] if by_color or values == [0, IGNORE] or IGNORE not in values else [IGNORE]
-    left = [f"{'colour' if by_color else 'value'} {colors[v] if by_color else v}" for v in rare if not by_color]
+    left = [] if by_color else [f"value {v}" for v in rare[:20]]
     _write_classes(path, [v for v in values if v not in void], void, colors, by_color, left)
     what = "colours" if by_color else f"values {', '.join(map(str, values[:20]))}"
     told = [f"labels hold {len(values)} {what}" + (", 255 taken for void" if void else "")]
     if rare:
         kind = "colours" if by_color else "values"
-        told.append(f"left out, since only one of {len(files)} labels has them: {len(rare)} {kind}")
+        told.append(f"left out, since one label alone has them or hardly a pixel: {len(rare)} {kind}")
+        if len(rare) > 8:
+            told.append(
+                "so many rare ones look like labels stored with loss (JPEG) or resized smoothly; see data check"
+            )
+    if lossy := {file.suffix for file in files if file.suffix.lower() in LOSSY}:
+        told.append(f"labels are {', '.join(lossy)}, a format with loss, which training refuses; save them as PNG")
     return {}, told
 
 
@@ -364,7 +391,7 @@ def _write_classes(
     lines = [
         "# Guessed by `data describe`: give the classes their names; the value of what is no class goes to `void`.",
         "# da/classes/binary.yaml explains every key.",
-        *(f"# Left out, since one label alone has it: {text}" for text in left_out),
+        *(f"# Left out, since one label alone has it, or hardly a pixel: {text}" for text in left_out),
         "classes:",
         *(
             f"  class{i}: {{color: {list(color)}}}"

@@ -45,7 +45,7 @@ class Description(Section):
     images: str
     labels: str | None = None
     splits: dict[str, Split] = {"all": Split()}
-    ids: str | dict[str, str | dict[str, Any]] | None = None
+    ids: Any = None
     leave_out: tuple[str, ...] = ()
 
 
@@ -69,6 +69,10 @@ def read(path: Path) -> Description:
     tree = Tree()
     tree.add(values, str(path))
     found = check(Description, tree)
+    if not _are_ids(found.ids):
+        raise UserError(
+            f"{path}: ids: give a scheme of the class list, or {{name of the class list: scheme, or {{class: value}}}}"
+        )
     for name, split in found.splits.items():
         images, labels = split.images or found.images, split.labels or found.labels or ""
         words = set(_WORD.findall(images))
@@ -77,6 +81,12 @@ def read(path: Path) -> Description:
         if unknown := set(_WORD.findall(labels)) - words:
             raise UserError(f"{path}: splits.{name}: labels: {{{min(unknown)}}} does not occur in images: {images}")
     return found
+
+
+def _are_ids(ids: Any) -> bool:
+    if ids is None or isinstance(ids, str):
+        return True
+    return isinstance(ids, dict) and all(isinstance(of_list, str | dict) for of_list in ids.values())
 
 
 def find(name: str) -> DataSet:
@@ -131,6 +141,7 @@ def _data_set(name: str, path: Path, of: Description) -> DataSet:
         read_label,
         tuple(split.list for split in of.splits.values() if split.list),
         own,
+        name == PLAIN,
         version,
         functools.partial(_everything, of, path, tree),
     )
@@ -142,6 +153,8 @@ def _scan(of: Description, path: Path, tree: str, root: Path, split: str, with_l
     if with_labels and labels is None:
         raise UserError(f"{path}: split {split} has no labels; name another split, or add `labels:`")
     names = chosen.list if split in of.splits else split
+    if chosen.list and not folders.list_file(root, chosen.list) and (beside := path.parent / chosen.list).is_file():
+        names = str(beside)
     if names and (pairs := _pairs(root, names, tuple(of.splits))):
         return [sample if with_labels else sample._replace(label=None) for sample in pairs]
     fixed = {key: str(value) for key, value in (chosen.model_extra or {}).items()}
@@ -264,11 +277,12 @@ def _columns(line: str) -> list[str]:
 def _below(root: Path, name: str, path: Path) -> Path:
     """A file of a list, whose leading slash may mean the root."""
     given = Path(name.replace("\\", "/"))
-    if given.is_absolute() and not given.is_relative_to(root):
-        inside = root / name.lstrip("/")
+    if given.is_absolute():
+        here = Path(os.path.abspath(root))
+        inside = root / (given.relative_to(here) if given.is_relative_to(here) else name.lstrip("/"))
         if os.path.exists(inside):
             return inside
         raise UserError(
             f"{path}: {name} lies outside of {root}, perhaps on another machine; write paths from {root} on"
         )
-    return given if given.is_absolute() else root / given
+    return root / given

@@ -33,6 +33,7 @@ from da.labels import IGNORE, UNKNOWN, LabelSpace, Scheme, pack
 
 T = TypeVar("T")
 BUILT_IN = ("cityscapes", "gta5", "synthia")  # modules of this package with a `DATASET`
+EMBEDDED = ("gta5", "cityscapes")  # the miniature has these two
 STAMP = "translation.json"  # in a translated data root: what its pictures were made from
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif")
 MAX_PIXELS = 2**30  # of one picture: OpenCV's own limit
@@ -65,6 +66,7 @@ class DataSet:
         read_label: (path, classes) -> (H, W) uint8 trainIds.
         lists: files below the root that name the samples of splits.
         own: whether it is somebody's own, so that `data check` takes nothing about it for known.
+        splits_may_lack: whether some of the splits need not be there, as in two plain folders.
         version: of a description, changes with its text.
         everything: (root) -> all labelled images, whatever the lists of splits name; None where splits are folders.
     """
@@ -79,6 +81,7 @@ class DataSet:
     read_label: Callable[[Path, LabelSpace], np.ndarray]
     lists: tuple[str, ...] = ()
     own: bool = False
+    splits_may_lack: bool = False
     version: str = ""
     everything: Callable[[Path], list[Sample]] | None = None
 

@@ -152,6 +152,9 @@ class Frames:
         if label.shape == image.shape[1:]:
             return label
         require_upright(path, (label.shape[0], label.shape[1]), (image.shape[1], image.shape[2]))
+        if self.dataset not in folders.BUILT_IN:
+            sizes = f"{label.shape[1]}x{label.shape[0]}, its image {image.shape[2]}x{image.shape[1]}"
+            raise UserError(f"{path}: {sizes}; store both at one size")
         if not self.warned:
             sizes = f"{tuple(label.shape)} instead of {tuple(image.shape[1:])}"
             warnings.warn(f"{path}: label of size {sizes}; such labels of {path.parent} are resized", stacklevel=2)

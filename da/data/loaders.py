@@ -127,7 +127,7 @@ def resolve_root(config: FolderConfig) -> Path:
     """
     if config.root != "miniature":
         return folders.expanded(config.root)
-    if config.dataset not in ("gta5", "cityscapes"):
+    if config.dataset not in folders.EMBEDDED:
         raise UserError(
             f"root: miniature: the embedded pair is gta5 and cityscapes; {config.dataset} needs a real folder"
         )

@@ -42,7 +42,11 @@ class FolderConfig(Section):
     @field_validator("root")
     @classmethod
     def _is_set(cls, root: str, info: ValidationInfo) -> str:
-        if (root and "${" not in root) or "dataset" not in info.data:
+        if "dataset" not in info.data:
+            return root
+        if root == "miniature" and info.data["dataset"] not in folders.EMBEDDED:
+            root = ""  # of a recipe for the embedded pair
+        if root and "${" not in root:
             return root
         try:
             dataset = folders.find(info.data["dataset"])

@@ -134,8 +134,8 @@ def test_partners_and_pictures_in_two_splits(root):
     fatal = "\n".join(check(root).fatal)
     assert "labels/train/p1.png: missing, the label of" in fatal
     assert "labels/train/q.png: a label without an image" in fatal
-    assert "images/train/p3.png and" in fatal
-    assert "images/val/p7.png: the same picture in two splits" in fatal
+    assert "images/train/p3.png: in train, and as" in fatal
+    assert "images/val/p7.png in val: the same picture in two splits" in fatal
     assert len(check(root).fatal) == 3
 
 
@@ -177,9 +177,38 @@ class TestDescribe:
         found, classes, said = self.described(root, tmp_path)
         assert classes.scheme("stored").table[[0, 5, 255]].tolist() == [0, 1, 255]
         assert "255 taken for void" in said
-        assert "only one of 12 labels has them: 1 values" in said
+        assert "one label alone has them or hardly a pixel: 1 values" in said
         assert len(found.index(root, "train")) == 10  # every fifth validates
         assert len(found.index(root, "val")) == 2
+
+    def test_suffixes_of_all_kinds_are_one_folder(self, root, tmp_path):
+        for n, path in enumerate(sorted((root / "images/train").iterdir())):
+            path.rename(path.with_suffix((".PNG", ".png", ".bmp")[n % 3]) if n % 3 < 2 else path)
+        found, _, said = self.described(root, tmp_path / "out")
+        assert "8 of them with labels" in said
+        assert len(found.index(root, "train")) == 6
+
+    def test_labels_that_went_through_jpeg_are_still_taken_for_labels(self, root, tmp_path):
+        for path in (root / "labels").rglob("*.png"):
+            rolled = np.roll(np.where(label(int(path.stem[1:])) > 0, 255, 0), 3).astype(np.uint8)
+            Image.fromarray(rolled).save(tmp_path / "x.jpg", quality=50)
+            Image.open(tmp_path / "x.jpg").save(path)
+        (root / "labels/train/p0.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
+        _, classes, said = self.described(root, tmp_path / "out")
+        assert "8 of them with labels" in said
+        assert len(classes) >= 2
+
+    def test_one_picture_alone_has_no_two_splits(self, tmp_path):
+        rng = np.random.default_rng(0)
+        save_png(tmp_path / "mine/a/p.png", rng.integers(0, 256, (H, W, 3), np.uint8))
+        save_png(tmp_path / "mine/b/p.png", label(0))
+        found, _, _ = self.described(tmp_path / "mine", tmp_path)
+        assert found.splits == ("all",)
+
+    def test_what_no_class_list_can_hold_is_said(self, root, tmp_path):
+        rewrite(root, lambda n: label(n).astype(np.uint16) * 1000)
+        with pytest.raises(UserError, match="store class numbers from 0 to 255"):
+            describe(root, tmp_path)
 
     def test_a_binary_mask_has_two_classes(self, root, tmp_path):
         rewrite(root, lambda n: label(n, (0, 255)))
@@ -222,3 +251,35 @@ class TestDescribe:
         (root / "val.txt").write_text("s8\ns9\n")
         found, _, _ = self.described(root, tmp_path)
         assert [len(found.index(root, split)) for split in ("train", "val")] == [8, 2]
+
+
+def test_a_split_whose_list_is_gone_is_a_problem(root, tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "images: images/train/{name}.png\nlabels: labels/train/{name}.png\n"
+        "splits: {train: {list: t.txt}, val: {list: v.txt}}\n"
+    )
+    (tmp_path / "t.txt").write_text("p0\np1\np2\np3\np4\n")
+    report = check_root(root, str(tmp_path / "own.yaml"), THREE)
+    assert any("split 'v.txt'" in problem for problem in report.fatal)
+    assert report.pairs == 5  # the list lies beside the description
+
+
+def test_one_mask_of_another_kind_and_much_void_are_noted(root):
+    save_png(root / "labels/train/p0.png", label(0, (0, 255)))
+    assert any("p0.png: holds only 0 and 255" in note for note in check(root).warnings)
+    rewrite(root, lambda n: np.where(np.arange(H)[:, None] < 20, 255, label(n)).astype(np.uint8))
+    assert any("more than half of all pixels are void" in note for note in check(root).warnings)
+
+
+def test_a_label_of_another_suffix_is_pointed_at(root, tmp_path):
+    (tmp_path / "own.yaml").write_text("images: images/train/{name}.png\nlabels: labels/train/{name}.png\n")
+    (root / "labels/train/p1.png").rename(root / "labels/train/p1.bmp")
+    report = check_root(root, str(tmp_path / "own.yaml"), THREE)
+    assert any("p1.png: missing" in p and "p1.bmp is there, save it as .png" in p for p in report.fatal), report.text()
+
+
+def test_what_many_files_have_alike_is_one_line(root):
+    rewrite(root, lambda n: label(n, (0, 1, 7)))
+    text = check(root).text()
+    assert text.count("7 are not stored values") == 1
+    assert "(and 7 more files)" in text
