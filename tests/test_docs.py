@@ -154,6 +154,11 @@ def check_launch(words: list[str]) -> None:
         load_config([str(REPOSITORY / given[0])], settings(given))
         assert all(word.isdigit() or "=" in word for word in given[1:]), words
         return
+    if script.name == "ladder.sh":
+        assert (REPOSITORY / "experiments" / given[0]).is_dir(), words
+        variables = [word.partition("=")[0] for word in before if "=" in word]
+        assert all(re.search(rf"^#   {variable}=", text, re.M) for variable in variables), words
+        return
     assert all("=" in word for word in given), words
     if script.name == "gta2city_cycada.sh":
         assert f'stages="{" ".join(STAGES)}"' in text

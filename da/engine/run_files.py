@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -53,7 +54,8 @@ def claim(folder: Path, config: Section, inputs: Mapping[str, str]) -> None:
     moved = [key for key in DATA if before.get(key) and before.get(key) == inputs.get(key)]
     free = (*FREE, *(FREE_ALONE if dist.world() == 1 else ()), *(f"{key}.root" for key in moved))
     differences = difference(_read(path, config), resolved)
-    changed = [line for line in differences if line.partition(": ")[0] not in free]
+    # of several sources each has a root: data.source.1.root
+    changed = [line for line in differences if re.sub(r"\.\d+\.", ".", line.partition(": ")[0]) not in free]
     for key in before.keys() & inputs.keys() & set(DATA):
         if before[key] != inputs[key] and (changed or not finished):
             changed.append(f"{key} was {before[key]}, now {inputs[key]}")
