@@ -649,34 +649,51 @@ def evaluation(bench: Bench) -> None:
 # --- classes ----------------------------------------------------------------------------------------------
 
 
-def many_classes(bench: Bench) -> None:
-    """What grows with the classes, for few and for many of them: loss, confusion matrix, and an evaluation's rest."""
+def _few_and_many(bench: Bench, title: str, call: Callable[[int, tuple[int, int]], Call]) -> None:
+    """`call(number of classes, size)` for few classes and for many."""
     size = (64, 64) if bench.small else (512, 512)
-    low = (size[0] // 8, size[1] // 8)
-    image = torch.zeros(3, *size, dtype=torch.uint8, device=bench.device)
-    calls: dict[str, dict[str, Call]] = {"loss": {}, "confusion": {}, "evaluation": {}}
     counts = (NUM_CLASSES, len(label_space(MANY)))
+    variants = {f"{classes} classes": call(classes, size) for classes in counts}
+    proportion = f"in proportion to the classes: {counts[0] / counts[1]:.2f}x"
+    bench.compare(f"{title}, {size[1]}x{size[0]}; {proportion}", variants)
 
-    def add(classes: int) -> None:
+
+def loss_by_classes(bench: Bench) -> None:
+    """Cross-entropy of upsampled logits with its gradient."""
+
+    def call(classes: int, size: tuple[int, int]) -> Call:
         generator = torch.Generator().manual_seed(0)
-        logits = torch.randn(2, classes, *low, generator=generator).to(bench.device).requires_grad_()
+        logits = torch.randn(2, classes, size[0] // 8, size[1] // 8, generator=generator)
+        logits = logits.to(bench.device).requires_grad_()
         label = random_label((2, *size), generator, classes).to(bench.device)
+        return lambda: torch.autograd.grad(upsampled_cross_entropy(logits, label), logits)[0]
+
+    _few_and_many(bench, "cross-entropy in strips and gradient, batch 2", call)
+
+
+def confusion_by_classes(bench: Bench) -> None:
+    """The confusion matrix of one image."""
+
+    def call(classes: int, size: tuple[int, int]) -> Call:
+        generator = torch.Generator().manual_seed(0)
+        label = random_label(size, generator, classes).to(bench.device)
         prediction = torch.randint(0, classes, size, generator=generator, dtype=torch.uint8).to(bench.device)
         matrix = ConfusionMatrix(classes, bench.device)
-        one = logits.detach()[:1]
-        name = f"{classes} classes"
-        calls["loss"][name] = lambda: torch.autograd.grad(upsampled_cross_entropy(logits, label), logits)[0]
-        calls["confusion"][name] = lambda: matrix.add(label[0], prediction)
-        calls["evaluation"][name] = lambda: matrix.add(
-            label[0], predict_labels(lambda _: one, image, size, EvalConfig())
-        )
+        return lambda: matrix.add(label, prediction)
 
-    for classes in counts:
-        add(classes)
-    at = f"{size[1]}x{size[0]}; in proportion to the classes: {counts[0] / counts[1]:.2f}x"
-    bench.compare(f"cross-entropy in strips and gradient, batch 2, {at}", calls["loss"])
-    bench.compare(f"confusion matrix, {at}", calls["confusion"])
-    bench.compare(f"scores to label map and confusion matrix, {at}", calls["evaluation"])
+    _few_and_many(bench, "confusion matrix", call)
+
+
+def labels_by_classes(bench: Bench) -> None:
+    """From logits at output stride 8 to the label map of an image."""
+
+    def call(classes: int, size: tuple[int, int]) -> Call:
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(1, classes, size[0] // 8, size[1] // 8, generator=generator).to(bench.device)
+        image = torch.zeros(3, *size, dtype=torch.uint8, device=bench.device)
+        return lambda: predict_labels(lambda _: logits, image, size, EvalConfig())
+
+    _few_and_many(bench, "scores to label map", call)
 
 
 COMPARISONS: dict[str, tuple[Callable[[Bench], None], ...]] = {
@@ -684,7 +701,7 @@ COMPARISONS: dict[str, tuple[Callable[[Bench], None], ...]] = {
     "loss": (upsampled_loss,),
     "data": (loading, jitter),
     "eval": (confusion, argmax, evaluation),
-    "classes": (many_classes,),
+    "classes": (loss_by_classes, confusion_by_classes, labels_by_classes),
 }
 
 

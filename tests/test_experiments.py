@@ -68,6 +68,7 @@ def test_every_setting_is_read(tmp_path, gta5_root, cityscapes_root, monkeypatch
         return plain(self, name)
 
     optional = ["eval.sliding={crop: [64, 32]}", "eval.crf={radius: 1}"]  # sections that are absent by default
+    optional.append("data.source.labels=5")
     configs = [tiny(METHOD_FILES[m], gta5_root, cityscapes_root, *optional) for m in base.methods()]
     adamw = ["method.adamw={layer_decay: 0.9}", "name=adamw"]
     configs.append(tiny("source_only", gta5_root, cityscapes_root, *optional, *adamw))

@@ -1,5 +1,6 @@
 """A translated data set is an ordinary data root, whole or not there."""
 
+import importlib.util
 import json
 import shutil
 import signal
@@ -124,7 +125,7 @@ def test_a_gta5_sized_picture_is_translated_in_one_piece(run, tmp_path, gta5_roo
     out = tmp_path / "translated"
     config, trainer, _ = restore(run / "checkpoints/last.pt", ())
     stepper = make_stepper(trainer, config, torch.device("cpu"))
-    own_size = config.data.source.model_copy(update={"size": None})
+    own_size = config.data.source[0].model_copy(update={"size": None})
     samples = gta5.index(root, "all")
     (out / "images").mkdir(parents=True)
     with StopRequests(None) as stop:
@@ -232,7 +233,9 @@ def test_weights_and_translations_that_are_no_numbers_are_refused(run, tmp_path,
     state = checkpoint.load(path)
     next(iter(state["modules"]["g_st"].values())).fill_(float("nan"))
     checkpoint.save(path, state)
-    for command in (["translate", str(run), str(tmp_path / "b")], ["export", str(run), str(tmp_path / "b.onnx")]):
+    exports = importlib.util.find_spec("onnxscript") is not None
+    commands = [["translate", str(run), str(tmp_path / "b")], ["export", str(run), str(tmp_path / "b.onnx")]]
+    for command in commands if exports else commands[:1]:
         assert main(command) == 2
         assert "last.pt: the weights of g_st are not finite" in capsys.readouterr().err
 

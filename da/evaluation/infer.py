@@ -24,6 +24,7 @@ Predict = Callable[[Tensor], Tensor]
 
 # Scores of one strip in float32: about what a CPU core's cache holds; on a GPU enough to fill it.
 STRIP_BYTES = {"cpu": 2**21, "cuda": 2**26}
+STRIP_ROWS = 16  # at least: of fewer, the rows of logits that two strips share would be widened again and again
 
 
 class SlidingConfig(Section):
@@ -282,7 +283,7 @@ def _result_strips(
     views = _views(predict, image, size, config)
     classes = len(views[0].windows[0].logits)
     height, width = size
-    step = max(1, STRIP_BYTES[image.device.type] // (classes * width * 4))
+    step = max(STRIP_ROWS, STRIP_BYTES[image.device.type] // (classes * width * 4))
     if config.crf is None:
         for start in range(0, height, step):
             yield start, _rows(views, size, start, min(start + step, height), config)

@@ -42,7 +42,8 @@ def test_batches_are_the_same_with_and_without_the_cache(gta5_root, cityscapes_r
 
     config = data_config(gta5_root, cityscapes_root)
     changes = {"size": size, "scale": scale, "crop": (40, 24)}
-    config = config.model_copy(update={n: getattr(config, n).model_copy(update=changes) for n in ("source", "target")})
+    streams = {n: (getattr(config, n)[0].model_copy(update=changes),) for n in ("source", "target")}
+    config = config.model_copy(update=streams)
     decoded = take(train_batches(config, 0, 0, use_target=True), 4)
     own_or_fixed = size if scale == (1.0, 1.0) else None
     build(gta5_root, own_or_fixed, workers=2)

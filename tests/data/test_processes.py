@@ -118,7 +118,7 @@ def test_processes_of_a_pool_end_with_the_main_one(number, tmp_path):
     workers = children(process.pid)
     assert len(workers) >= 2
     process.send_signal(number)
-    process.wait(10)
+    process.wait(30)
     until = time.monotonic() + 10
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < until

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from city import NUM_CLASSES
+from city import CITY, NUM_CLASSES
 
 from da.config import UserError
 from da.data import gta5
@@ -208,7 +208,7 @@ def photographs(folder: Path, every: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Every so manieth image, (N, 3, H, W) in [0, 1], and label, (N, H, W) trainIds, in GTA5's layout."""
     samples = gta5.index(folder, "all")[::every]
     images = [torch.from_numpy(read_image(sample.image)).permute(2, 0, 1) for sample in samples]
-    labels = [torch.from_numpy(gta5.read_label(sample.label)) for sample in samples]
+    labels = [torch.from_numpy(gta5.read_label(sample.label, CITY)) for sample in samples]
     return torch.stack(images).float() / 255, torch.stack(labels).long()
 
 
