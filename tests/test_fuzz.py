@@ -29,10 +29,20 @@ def names(line: str, key: str) -> bool:
     return key in line or f"{key}.".startswith(f"{named}.") or f"{named}.".startswith(f"{key}.")
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+FAST = ("cycada_feature", "adaptsegnet_multi")  # of the miniature; the others are slow ones
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(p, marks=[] if p.parent.name == "mini" and p.stem in FAST else pytest.mark.slow)
+        for p in EXPERIMENTS
+    ],
+    ids=[f"{p.parent.name}/{p.stem}" for p in EXPERIMENTS],
+)
 def test_every_key_with_values_of_every_kind(path: Path, monkeypatch):
     """All values for the experiments of the miniature, a third of them for each of the others."""
-    for variable in ("GTA5_ROOT", "CITYSCAPES_ROOT", "SYNTHIA_ROOT"):
+    for variable in ("GTA5_ROOT", "CITYSCAPES_ROOT", "SYNTHIA_ROOT", "PHOTOGRAPHS_ROOT"):
         monkeypatch.setenv(variable, f"/data/{variable}")
     plain = read_tree([path])
     plain.values = {"experiment": path.parent.name, "name": path.stem, **plain.values}

@@ -60,6 +60,7 @@ def test_a_batch_that_cannot_be_sent_is_one_line(kind, said):
     assert time.monotonic() - began < 60
 
 
+@pytest.mark.slow
 def test_a_batch_that_never_comes_is_given_up(monkeypatch):
     monkeypatch.setattr(loaders, "PATIENCE", 5.0)
     with pytest.raises(UserError, match="no batch came from the data loading processes"), workers_watched():
@@ -101,6 +102,7 @@ def test_a_function_that_crashes_its_process_harms_nobody():
         list(pool.map(_die, [0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_processes_of_a_pool_end_with_the_main_one(number, tmp_path):
     script = tmp_path / "main.py"
