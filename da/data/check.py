@@ -270,10 +270,16 @@ def _examine(dataset: str, classes: LabelSpace, sample: Sample) -> _Findings:
         found.pixels[:] = [*counts[: len(classes)], counts[IGNORE]]
         if image is not None and label.shape != image.shape[:2]:
             sizes = f"{label.shape[1]}x{label.shape[0]}, its image {image.shape[1]}x{image.shape[0]}"
-            turned = label.shape == image.shape[1::-1]
+            turned, known = label.shape == image.shape[1::-1], dataset in folders.BUILT_IN
             (found.label if turned else found.size).append(
                 f"{sample.label}: {sizes}; "
-                + ("one of them is turned" if turned else "training would resize the label")
+                + (
+                    "one of them is turned"
+                    if turned
+                    else "training resizes the label"
+                    if known
+                    else "store both at one size"
+                )
             )
     return found._replace(values=_values(sample.label))
 
