@@ -30,17 +30,18 @@ from da.data.loaders import Batch
 from da.engine.stepper import Backward
 from da.losses import SOURCE_DOMAIN, TARGET_DOMAIN, GanKind, domain_accuracy, domain_loss
 from da.nets.discriminator import OutputDiscriminator
+from da.nets.optimizers import Betas, SegmenterSGD
 from da.nets.pspnet import PSPNet, Scores
 from da.trainers import base
 
 
-class Config(base.SegmenterSGD):
+class Config(SegmenterSGD):
     lambda_seg: NonNegativeFloat = 0.1  # weight of the auxiliary head's segmentation loss
     lambda_adv_main: NonNegativeFloat = 1e-3
     lambda_adv_aux: NonNegativeFloat = 2e-4  # 0 = single-level
     gan: GanKind = "vanilla"
     lr_d: NonNegativeFloat = 1e-4
-    betas_d: base.Betas = (0.9, 0.99)
+    betas_d: Betas = (0.9, 0.99)
     # Ablation: the segmenter sees target images in training mode, so that its batch statistics follow the target,
     # and nothing else of the method happens.
     target_forward_only: bool = False

@@ -35,11 +35,12 @@ from da.engine.stepper import Backward
 from da.losses import SOURCE_DOMAIN, TARGET_DOMAIN, two_way_domain_accuracy, two_way_domain_loss
 from da.nets.discriminator import FeatureDiscriminator
 from da.nets.norms import Domain
+from da.nets.optimizers import SegmenterSGD
 from da.nets.pspnet import PSPNet, Scores
 from da.trainers import base
 
 
-class Config(base.SegmenterSGD):
+class Config(SegmenterSGD):
     lr: NonNegativeFloat = 1e-5
     head_lr_mult: NonNegativeFloat = 1.0
     momentum: float = Field(0.99, ge=0, lt=1)  # of D's optimiser too

@@ -40,6 +40,7 @@ from da.labels import IGNORE
 from da.losses import confident_labels, cross_entropy, real_loss, score_distance
 from da.nets.discriminator import PatchDiscriminator
 from da.nets.generator import Generator, Upsampling, to_generator, to_unit
+from da.nets.optimizers import Betas
 from da.nets.pspnet import PSPNet
 from da.trainers import base
 
@@ -57,7 +58,7 @@ class Config(Section):
     width: PositiveInt = 64  # channels of the first layer of all four networks
     upsampling: Upsampling = "transposed"  # `resize` leaves no checkerboard; transposed convolutions need long training
     lr: NonNegativeFloat = 2e-4
-    betas: base.Betas = (0.5, 0.999)
+    betas: Betas = (0.5, 0.999)
 
 
 class Trainer(base.Trainer):

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from da.data.loaders import Batch
 from da.engine.stepper import Backward
+from da.nets.optimizers import SegmenterSGD
 from da.nets.pspnet import PSPNet
 from da.trainers import base
 
 
-class Config(base.SegmenterSGD):
+class Config(SegmenterSGD):
     lambda_aux: NonNegativeFloat = 0.4  # weight of the auxiliary head's loss
 
 

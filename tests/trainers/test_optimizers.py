@@ -6,6 +6,7 @@ from city import NUM_CLASSES
 from tiny import METHOD_FILES, tiny
 from torch.optim import SGD, AdamW
 
+from da.nets.optimizers import SegmenterAdamW, SegmenterSGD
 from da.nets.pspnet import PSPNet, PSPNetConfig
 from da.trainers import base
 
@@ -26,7 +27,7 @@ def by_parameter(optimizer: torch.optim.Optimizer) -> dict[int, dict]:
 
 def test_sgd_is_what_it_was():
     net = segmenter()
-    optimizer = base.SegmenterSGD(lr=0.1, head_lr_mult=2.0, backbone_lr_mult=3.0).build(net)
+    optimizer = SegmenterSGD(lr=0.1, head_lr_mult=2.0, backbone_lr_mult=3.0).build(net)
     assert type(optimizer) is SGD
     backbone, head = optimizer.param_groups
     assert (backbone["name"], head["name"]) == ("backbone", "head")
@@ -40,7 +41,7 @@ def test_sgd_is_what_it_was():
 
 def test_adamw_has_daformers_settings_and_spares_norms_and_biases():
     net = segmenter()
-    optimizer = base.SegmenterSGD(adamw=base.SegmenterAdamW()).build(net)
+    optimizer = SegmenterSGD(adamw=SegmenterAdamW()).build(net)
     assert type(optimizer) is AdamW
     groups = by_parameter(optimizer)
     assert groups.keys() == {id(p) for p in net.parameters()}
@@ -56,7 +57,7 @@ def test_layer_decay_of_a_transformer_is_beits():
     """Share of the rate: embedding d^13 of twelve blocks, block i (from 0) d^(12 - i), norm and heads 1."""
     pytest.importorskip("timm")
     net = segmenter("timm/vit_tiny_patch16_224")
-    groups = by_parameter(base.SegmenterAdamW(lr=1.0, head_lr_mult=1.0, layer_decay=0.9).build(net))
+    groups = by_parameter(SegmenterAdamW(lr=1.0, head_lr_mult=1.0, layer_decay=0.9).build(net))
     for name, parameter in net.named_parameters():
         share = 1.0
         if name.startswith("backbone.net.blocks."):
@@ -71,14 +72,14 @@ def test_layer_decay_of_a_transformer_is_beits():
 @pytest.mark.parametrize("layer_decay", [1.0, 0.75])
 def test_frozen_stages_are_in_no_group(layer_decay):
     net = segmenter(frozen_stages=3)
-    groups = by_parameter(base.SegmenterAdamW(layer_decay=layer_decay).build(net))
+    groups = by_parameter(SegmenterAdamW(layer_decay=layer_decay).build(net))
     assert groups.keys() == {id(p) for p in net.parameters() if p.requires_grad}
     assert not groups.keys() & {id(p) for p in net.backbone.layer2.parameters()}
 
 
 def test_a_parameter_without_gradient_signal_only_decays_where_it_should():
     net = segmenter()
-    optimizer = base.SegmenterAdamW(lr=0.1, head_lr_mult=1.0, weight_decay=0.5).build(net)
+    optimizer = SegmenterAdamW(lr=0.1, head_lr_mult=1.0, weight_decay=0.5).build(net)
     before = {name: p.clone() for name, p in net.named_parameters()}
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -87,7 +88,7 @@ def test_a_parameter_without_gradient_signal_only_decays_where_it_should():
     torch.testing.assert_close(net.backbone.conv1.weight, before["backbone.conv1.weight"] * 0.95)
 
 
-@pytest.mark.parametrize("name", [m for m in base.methods() if issubclass(base.find(m).Config, base.SegmenterSGD)])
+@pytest.mark.parametrize("name", [m for m in base.methods() if issubclass(base.find(m).Config, SegmenterSGD)])
 def test_every_trainers_segmenter_takes_it(name, gta5_root, cityscapes_root):
     plain = base.build(tiny(METHOD_FILES[name], gta5_root, cityscapes_root))
     trainer = base.build(tiny(METHOD_FILES[name], gta5_root, cityscapes_root, "method.adamw={}"))
