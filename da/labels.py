@@ -22,10 +22,8 @@ UNKNOWN = 254  # mark in a scheme's table: a stored value that it does not know
 MAX_CLASSES = 255
 SHIPPED = Path(__file__).with_name("classes")
 DEFAULT = "cityscapes19"
-TRAIN_IDS, COLORS = (
-    "trainids",
-    "colors",
-)  # schemes of every label space: the class numbers, and the classes' own colours
+TRAIN_IDS = "trainids"  # a scheme of every label space: the class numbers
+COLORS = "colors"  # another: the classes' own colours
 
 _Channel = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[_Channel, _Channel, _Channel]  # RGB
@@ -353,10 +351,9 @@ class LabelSpace:
                 if owners.setdefault(value, number) != number:
                     both = f"{self.names[owners[value]]} and {self.names[number]}"
                     raise UserError(f"{where}: {value} is stored for {both}; give each its own")
-        given = settings.void if isinstance(settings.void, list | tuple) else []
-        both_ways = [v for v in given if not isinstance(v, str) and (tuple(v) if isinstance(v, list) else v) in owners]
-        if both_ways:
-            raise UserError(f"{where}: {both_ways[0]} is both void and stored for a class; take it out of one")
+        for item in [] if rest else settings.void:  # a range may hold the values of classes, a single value may not
+            if not isinstance(item, str) and _values([item], settings.colors, where)[0] in owners:
+                raise UserError(f"{where}: {item} is both void and stored for a class; take it out of one")
         void = [value for value in void if value not in owners]
         return Scheme(settings.title or f"{name} values", classes, void, rest, settings.colors)
 

@@ -14,11 +14,12 @@ import numpy as np
 from da.config import UserError
 from da.data import folders, processes
 from da.data.folders import DataSet, Sample
-from da.labels import IGNORE, TRAIN_IDS, LabelSpace, Scheme, pack
+from da.labels import COLORS, IGNORE, TRAIN_IDS, LabelSpace, Scheme, pack
 
 LINES_SHOWN = 20
 NEAR = 10  # values this close to those of a scheme look like them after JPEG or a smooth resize
 LOST = 0.25  # many strange values on a smaller share of a label's pixels look like that too
+LOSSILY = "stored with loss (JPEG) or resized smoothly; make it again"
 
 
 @dataclass
@@ -78,8 +79,8 @@ class _Findings(NamedTuple):
     label: list[str]
     size: list[str]
     notes: list[str]
-    pixels: np.ndarray
-    values: frozenset[int]  # stored in a label of one channel
+    pixels: np.ndarray  # (classes + 1,) by trainId; last: ignored
+    values: frozenset[int]  # stored in a label of one channel, below 256
     digest: str  # of the image file
 
 
@@ -101,19 +102,18 @@ def check_root(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[s
     found_set = folders.find(dataset)
     scheme = found_set.scheme(classes)
     report = Report(root, dataset, classes)
-    values: set[int] = set()
-    stored: dict[Path | None, frozenset[int]] = {}
+    own_problems = report.fatal if found_set.own else report.warnings
+    values: dict[Path, frozenset[int]] = {}  # of each label
     seen: dict[str, dict[str, Path]] = defaultdict(dict)  # digest -> split -> image
     for split, samples in _scans(report, found_set, splits).items():
-        own_problems = report.fatal if found_set.own else report.warnings
         label_problems = report.fatal if found_set.checked.get(split, True) else report.warnings
         missing = folders.missing_labels(samples)
         label_problems += [_missing(s) for s in missing]
         if not splits and found_set.everything is None:
-            own_problems += [f"{path}: a label without an image" for path in _orphans(samples)]
+            own_problems += _orphans(samples)
         lost = {s.name for s in missing}
         samples = [s._replace(label=None) if s.name in lost else s for s in samples]
-        pixels = np.zeros(len(classes) + 1, np.int64)
+        pixels = report.by_split[split] = np.zeros(len(classes) + 1, np.int64)
         for sample, found in zip(samples, _examine_all(samples, dataset, classes, split)):
             report.pairs += 1
             report.fatal += found.image
@@ -121,40 +121,53 @@ def check_root(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[s
             own_problems += found.size
             report.warnings += found.notes
             pixels += found.pixels
-            values |= found.values
-            stored[sample.label] = found.values
             seen[found.digest].setdefault(split, sample.image)
-        report.by_split[split] = pixels
+            if sample.label:
+                values[sample.label] = found.values
         if pixels.any() and not pixels[:-1].any():
             label_problems.append(f"{split}: no pixel of any label belongs to a class of {classes.name}; label some")
         if found_set.own:
-            report.fatal += [
-                f"{split}: {name} never occurs; label some, or take it out of the class list"
-                for name, count in zip(classes.names, pixels)
-                if not count and pixels.any()
-            ]
+            report.fatal += _absent(split, pixels, classes)
     if not splits and found_set.everything:
-        alone = _without_a_partner(found_set.everything(root), missing_already=report.fatal)
-        (report.fatal if found_set.own else report.warnings).extend(alone)
+        every = found_set.everything(root)
+        lines = [*_orphans(every), *(_missing(s) for s in folders.missing_labels(every))]
+        own_problems += [line for line in lines if line not in report.fatal]
+    own_problems += _twice(seen)
+    if report.pixels[-1] > 0.5 * max(1, report.pixels.sum()):
+        report.warnings.append("more than half of all pixels are void; is a class among the void values?")
+    if scheme.table is not None:  # numbers are stored, not colours
+        every_value = frozenset().union(*values.values())
+        report.fatal[:0] = filter(None, [_misread(every_value, scheme, classes)])
+        report.warnings[:0] = filter(None, [_train_ids(every_value, scheme, classes)])
+        if found_set.own and scheme.table[IGNORE] == IGNORE and every_value - {0, IGNORE}:
+            report.warnings += [
+                f"{path}: holds only 0 and 255, which is void, where other labels hold more; is it of another kind?"
+                for path, own in values.items()
+                if own == {0, IGNORE}
+            ]
+    return report
+
+
+def _absent(split: str, pixels: np.ndarray, classes: LabelSpace) -> list[str]:
+    """Classes without a pixel, where there are labels at all."""
+    return [
+        f"{split}: {name} never occurs; label some, or take it out of the class list"
+        for name, count in zip(classes.names, pixels)
+        if not count and pixels.any()
+    ]
+
+
+def _twice(seen: dict[str, dict[str, Path]]) -> list[str]:
+    """Pictures that two splits hold: `seen` is digest -> split -> image."""
+    lines = []
     for digest, images in seen.items():
         if digest and len(images) > 1:
             (one, path), (other, same) = list(images.items())[:2]
             as_well = "" if path == same else f" as {same}"
-            (report.fatal if found_set.own else report.warnings).append(
+            lines.append(
                 f"{path}: in {one}, and{as_well} in {other}: the same picture in two splits; take it out of one"
             )
-    if report.pixels[-1] > 0.5 * max(1, report.pixels.sum()):
-        report.warnings.append("more than half of all pixels are void; is a class among the void values?")
-    if scheme.table is not None and scheme.table[IGNORE] == IGNORE and values - {0, IGNORE}:
-        report.warnings += [
-            f"{path}: holds only 0 and 255, which is void, where other labels hold more; is it a mask of another kind?"
-            for path, found in stored.items()
-            if found == {0, IGNORE} and found_set.own
-        ]
-    hints, notes = _misread(values, scheme, classes)
-    report.fatal[:0] = hints
-    report.warnings[:0] = notes
-    return report
+    return lines
 
 
 def _scans(report: Report, dataset: DataSet, splits: Sequence[str]) -> dict[str, list[Sample]]:
@@ -181,63 +194,54 @@ def _missing(sample: Sample) -> str:
     return f"{sample.label}: missing, the label of {sample.image}{hint}"
 
 
-def _without_a_partner(samples: list[Sample], missing_already: list[str]) -> list[str]:
-    """Labels without an image, and images without a label that no split names."""
-    lost = [_missing(s) for s in folders.missing_labels(samples)]
-    return [f"{path}: a label without an image" for path in _orphans(samples)] + [
-        text for text in lost if text not in missing_already
-    ]
-
-
-def _orphans(samples: list[Sample]) -> list[Path]:
+def _orphans(samples: list[Sample]) -> list[str]:
     """Label files of the kind in use that belong to none of `samples`."""
     expected = {s.label for s in samples}
     kinds = {(s.label.parent, s.label.name.removeprefix(s.name)) for s in samples if s.label}
     found = [folder / n for folder, suffix in sorted(kinds) for n in folders.files_in(folder) if n.endswith(suffix)]
-    return sorted(p for p in found if p not in expected)
+    return [f"{path}: a label without an image" for path in sorted(found) if path not in expected]
 
 
-def _misread(values: set[int], scheme: Scheme, classes: LabelSpace) -> tuple[list[str], list[str]]:
-    """What the values of all labels together tell: problems, and notes."""
-    if scheme.table is None or not values:
-        return [], []
-    numbers = set(range(len(classes)))
+def _misread(values: frozenset[int], scheme: Scheme, classes: LabelSpace) -> str | None:
+    """What the values of all labels together say of a wrong class list, or of labels made wrong."""
     stored = scheme.stored[: len(classes)].tolist()
     strange = {value for value in values if not scheme.known[value]}
-    used = values - {IGNORE}
+    count = len(classes)
     if values == {0, 255} and 255 not in stored:
-        return [
+        return (
             f"labels hold only 0 and 255, and 255 is void in {scheme.title}: only {classes.names[0]} would be trained; "
             "give the class that 255 stands for that value in the class list (da/classes/binary.yaml shows how)"
-        ], []
-    if strange and stored == sorted(numbers) and used and max(used) == len(classes) and min(strange) == len(classes):
-        return [
-            f"labels hold 1 to {len(classes)}: 0 seems to be void, but is {classes.names[0]} in {scheme.title}; give "
+        )
+    if stored == list(range(count)) and strange == {count} and max(values - {IGNORE}) == count:
+        return (
+            f"labels hold 1 to {count}: 0 seems to be void, but is {classes.names[0]} in {scheme.title}; give "
             "the class list a column that begins at 1, with void: [0]"
-        ], []
-    if (
-        stored == [n + 1 for n in range(len(classes))]
-        and len(classes) not in values
-        and 0 in values
-        and IGNORE in values
-    ):
-        return [
-            f"labels hold 0 to {max(used)} and 255: they seem to begin at 0, but 0 is void in {scheme.title}; use "
-            "ids: trainids"
-        ], []
+        )
+    if stored == list(range(1, count + 1)) and {0, IGNORE} <= values and count not in values:
+        return (
+            f"labels hold 0 to {max(values - {IGNORE})} and 255: they seem to begin at 0, but 0 is void in "
+            f"{scheme.title}; use ids: trainids"
+        )
     known = np.flatnonzero(scheme.known)
     near = [value for value in strange if np.abs(known - value).min() <= NEAR]
     if len(strange) >= 8 and len(near) >= 0.5 * len(strange):
-        return [
+        return (
             f"{len(strange)} values that {scheme.title} does not know, {len(near)} of them close to known ones: labels "
-            "were stored with loss (JPEG) or resized smoothly; make them again as PNG, resized to the nearest pixel"
-        ], []
-    if used and used <= numbers and max(stored) >= len(classes) and stored != sorted(numbers):
-        return [], [
-            f"no value above {len(classes) - 1} occurs in any label: they look like {TRAIN_IDS} (class numbers), "
-            f"but are read as {scheme.title}"
-        ]
-    return [], []
+            f"were {LOSSILY}"
+        )
+    return None
+
+
+def _train_ids(values: frozenset[int], scheme: Scheme, classes: LabelSpace) -> str | None:
+    """That labels look like class numbers where the scheme stores the classes otherwise."""
+    numbers = range(len(classes))
+    stored, used = scheme.stored[: len(classes)].tolist(), values - {IGNORE}
+    if not used or not used <= set(numbers) or stored == list(numbers) or max(stored) < len(classes):
+        return None
+    return (
+        f"no value above {len(classes) - 1} occurs in any label: they look like {TRAIN_IDS} (class numbers), "
+        f"but are read as {scheme.title}"
+    )
 
 
 def _examine_all(samples: list[Sample], dataset: str, classes: LabelSpace, split: str) -> Iterable[_Findings]:
@@ -250,8 +254,9 @@ def _examine_all(samples: list[Sample], dataset: str, classes: LabelSpace, split
 
 def _examine(dataset: str, classes: LabelSpace, sample: Sample) -> _Findings:
     """Decode one pair."""
+    of = folders.find(dataset)
     found = _Findings([], [], [], [], np.zeros(len(classes) + 1, np.int64), frozenset(), _digest(sample.image))
-    image = label = None
+    image: np.ndarray | None = None  # (H, W, 3)
     try:
         image = folders.read_image(sample.image)
     except UserError as error:
@@ -262,26 +267,26 @@ def _examine(dataset: str, classes: LabelSpace, sample: Sample) -> _Findings:
     if sample.label is None:
         return found
     try:
-        label = folders.find(dataset).read_label(sample.label, classes)
+        stored = of.read_stored(sample.label)
     except UserError as error:
-        found.label.append(_explained(str(error), sample.label, classes, folders.find(dataset).scheme(classes)))
+        found.label.append(str(error))
+        return found
+    try:
+        label = of.to_train_ids(stored, sample.label, classes)  # (H, W)
+    except UserError as error:
+        found.label.append(_explained(str(error), stored, sample.label, classes, of.scheme(classes)))
     else:
         counts = np.bincount(label.ravel(), minlength=IGNORE + 1)
         found.pixels[:] = [*counts[: len(classes)], counts[IGNORE]]
         if image is not None and label.shape != image.shape[:2]:
             sizes = f"{label.shape[1]}x{label.shape[0]}, its image {image.shape[1]}x{image.shape[0]}"
-            turned, known = label.shape == image.shape[1::-1], dataset in folders.BUILT_IN
-            (found.label if turned else found.size).append(
-                f"{sample.label}: {sizes}; "
-                + (
-                    "one of them is turned"
-                    if turned
-                    else "training resizes the label"
-                    if known
-                    else "store both at one size"
-                )
-            )
-    return found._replace(values=_values(sample.label))
+            if label.shape == image.shape[1::-1]:
+                found.label.append(f"{sample.label}: {sizes}; one of them is turned")
+            else:
+                remedy = "training resizes the label" if dataset in folders.BUILT_IN else "store both at one size"
+                found.size.append(f"{sample.label}: {sizes}; {remedy}")
+    values = np.unique(stored).tolist() if stored.ndim == 2 else []
+    return found._replace(values=frozenset(value for value in values if 0 <= value < 256))
 
 
 def _digest(path: Path) -> str:
@@ -291,48 +296,28 @@ def _digest(path: Path) -> str:
         return ""
 
 
-def _values(path: Path) -> frozenset[int]:
-    """The values of a label of one channel that lie below 256."""
-    try:
-        stored = folders.read_stored(path)
-    except UserError:
-        return frozenset()
-    return (
-        frozenset(value for value in np.unique(stored).tolist() if 0 <= value < 256)
-        if stored.ndim == 2
-        else frozenset()
-    )
-
-
-def _explained(message: str, path: Path, classes: LabelSpace, scheme: Scheme) -> str:
+def _explained(message: str, stored: np.ndarray, path: Path, classes: LabelSpace, scheme: Scheme) -> str:
     """What a person may do about a label that is a picture, or was made from one."""
-    try:
-        stored = folders.read_stored(path)
-    except UserError:
-        return message
-    if stored.ndim == 2 and "channel" not in message and (scheme.table is not None):
-        strange = [v for v in np.unique(stored).tolist() if not 0 <= v < 256 or not scheme.known[int(v)]]
-        if len(strange) >= 4 and np.isin(stored, strange).mean() < LOST:
-            return (
-                f"{path}: {len(strange)} values that are not {scheme.title}, on few pixels: stored with loss "
-                "(JPEG) or resized smoothly; make it again"
-            )
     if stored.ndim == 3 and stored.shape[-1] == 2:
         return f"{message}; drop its transparency"
-    if stored.ndim != 3 or stored.shape[-1] < 3:
+    if stored.ndim == 2 and scheme.table is not None:
+        known = set(np.flatnonzero(scheme.known).tolist())
+        return _lost(stored, known, f"values that are not {scheme.title}", path) or message
+    if stored.ndim == 2:
         return message
     rgb = stored[..., :3]
     if scheme.table is None:
-        packed = pack(rgb)
-        strange = [c for c in np.unique(packed).tolist() if c not in scheme.colors]
-        if len(strange) >= 4 and np.isin(packed, strange).mean() < LOST:
-            return (
-                f"{path}: {len(strange)} colours that are not {scheme.title}, on few pixels: stored with loss (JPEG) "
-                "or resized smoothly; make it again"
-            )
-        return message
+        return _lost(pack(rgb), set(scheme.colors), f"colours that are not {scheme.title}", path) or message
     if (rgb == rgb[..., :1]).all():
         return f"{message}; its channels are equal: store one of them"
-    if set(np.unique(pack(rgb)).tolist()) <= classes.scheme("colors").colors.keys():
+    if set(np.unique(pack(rgb)).tolist()) <= classes.scheme(COLORS).colors.keys():
         return f"{message}; its colours are those of the classes: say stored_as: colors in the class list"
     return f"{message}; store class numbers, or give each class its colour and say stored_as: colors in the class list"
+
+
+def _lost(stored: np.ndarray, known: set[int], what: str, path: Path) -> str | None:
+    """That many values, (H, W), of few pixels are none of the `known`."""
+    strange = [value for value in np.unique(stored).tolist() if value not in known]
+    if len(strange) < 4 or np.isin(stored, strange).mean() >= LOST:
+        return None
+    return f"{path}: {len(strange)} {what}, on few pixels: {LOSSILY}"

@@ -68,16 +68,20 @@ def scheme(classes: LabelSpace) -> Scheme:
     return classes.scheme("cityscapes")
 
 
-def read_label(path: Path, classes: LabelSpace) -> np.ndarray:
-    """A `labelIds` or `labelTrainIds` file (told apart by its name) as (H, W) uint8 trainIds, 255 = ignore.
-
-    Raises:
-        UserError: the file cannot be decoded, or holds an id that is none.
-    """
-    trainids = path.name.endswith("labelTrainIds.png")
-    return folders.to_train_ids(
-        folders.read_stored(path), classes.scheme(TRAIN_IDS) if trainids else scheme(classes), path
-    )
+def scheme_of(path: Path, stored: np.ndarray, classes: LabelSpace) -> Scheme:
+    """Ids, or trainIds in `labelTrainIds` files, which their names tell."""
+    return classes.scheme(TRAIN_IDS) if path.name.endswith("labelTrainIds.png") else scheme(classes)
 
 
-DATASET = DataSet("cityscapes", SPLITS, CHECKED, "${CITYSCAPES_ROOT}", TREE, scan, scheme, read_label)
+DATASET = DataSet(
+    name="cityscapes",
+    splits=SPLITS,
+    checked=CHECKED,
+    root="${CITYSCAPES_ROOT}",
+    tree=TREE,
+    scan=scan,
+    scheme=scheme,
+    read_stored=folders.read_stored,
+    scheme_of=scheme_of,
+)
+read_label = DATASET.read_label

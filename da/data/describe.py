@@ -229,11 +229,10 @@ def _pair(images: _Group, labels: _Group) -> _Pairing:
         return _Pairing("", "", 0)
     of_images = sorted(path.stem for paths in images.files.values() for path in paths)
     of_labels = sorted(path.stem for paths in labels.files.values() for path in paths)
-    tails = Counter(_tails(stem, of_images) for stem in of_labels[:: max(1, len(of_labels) // 50)])
-    heads = Counter(
-        tuple(part[::-1] for part in _tails(stem[::-1], sorted(s[::-1] for s in of_images)))
-        for stem in of_labels[:: max(1, len(of_labels) // 50)]
-    )
+    some = of_labels[:: max(1, len(of_labels) // 50)]
+    backwards = sorted(stem[::-1] for stem in of_images)
+    tails = Counter(_tails(stem, of_images) for stem in some)
+    heads = Counter(tuple(part[::-1] for part in _tails(stem[::-1], backwards)) for stem in some)
     there, found = set(of_labels), []
     for image_affix, label_affix in [("", ""), *(pair for pair, _ in tails.most_common(3))]:
         names = [s.removesuffix(image_affix) + label_affix for s in of_images if s.endswith(image_affix)]

@@ -107,7 +107,6 @@ def find(name: str) -> DataSet:
 
 
 def _data_set(name: str, path: Path, of: Description) -> DataSet:
-    own = name == PLAIN or name not in shipped()
     tree = of.tree or "  ".join(filter(None, (of.images, of.labels)))
     usual = [split for split in ("train", "val") if split in of.splits]
 
@@ -124,27 +123,27 @@ def _data_set(name: str, path: Path, of: Description) -> DataSet:
         where = f"{path}: ids.{classes.name}"
         return classes.scheme(stored) if isinstance(stored, str) else classes.spelled_out(stored, where)
 
-    def read_label(file: Path, classes: LabelSpace) -> np.ndarray:
-        if file.suffix.lower() in LOSSY:
-            raise UserError(f"{file}: {file.suffix} is a lossy format, which changes ids; save labels as PNG")
-        return folders.to_train_ids(folders.read_stored(file), scheme(classes), file)
-
-    version = hashlib.sha256(of.model_dump_json().encode()).hexdigest()[:8]
     return DataSet(
-        name,
-        tuple(of.splits),
-        dict.fromkeys([*usual, *(["all"] if name == PLAIN else [])] or of.splits, True),
-        of.root,
-        tree,
-        functools.partial(_scan, of, path, tree),
-        scheme,
-        read_label,
-        tuple(split.list for split in of.splits.values() if split.list),
-        own,
-        name == PLAIN,
-        version,
-        functools.partial(_everything, of, path, tree),
+        name=name,
+        splits=tuple(of.splits),
+        checked=dict.fromkeys([*usual, *(["all"] if name == PLAIN else [])] or of.splits, True),
+        root=of.root,
+        tree=tree,
+        scan=functools.partial(_scan, of, path, tree),
+        scheme=scheme,
+        read_stored=_read_stored,
+        lists=tuple(split.list for split in of.splits.values() if split.list),
+        own=name == PLAIN or name not in shipped(),
+        splits_may_lack=name == PLAIN,
+        version=hashlib.sha256(of.model_dump_json().encode()).hexdigest()[:8],
+        everything=functools.partial(_everything, of, path, tree),
     )
+
+
+def _read_stored(path: Path) -> np.ndarray:
+    if path.suffix.lower() in LOSSY:
+        raise UserError(f"{path}: {path.suffix} is a lossy format, which changes ids; save labels as PNG")
+    return folders.read_stored(path)
 
 
 def _scan(of: Description, path: Path, tree: str, root: Path, split: str, with_labels: bool = True) -> list[Sample]:
@@ -155,7 +154,7 @@ def _scan(of: Description, path: Path, tree: str, root: Path, split: str, with_l
     names = chosen.list if split in of.splits else split
     if chosen.list and not folders.list_file(root, chosen.list) and (beside := path.parent / chosen.list).is_file():
         names = str(beside)
-    if names and (pairs := _pairs(root, names, tuple(of.splits))):
+    if names and (pairs := _pairs(root, names)):
         return [sample if with_labels else sample._replace(label=None) for sample in pairs]
     fixed = {key: str(value) for key, value in (chosen.model_extra or {}).items()}
     found = list(_walk(root, images, fixed))
@@ -245,7 +244,7 @@ class _Listings:
         return path.with_name(found or stem + endings[0])
 
 
-def _pairs(root: Path, split: str, known: tuple[str, ...]) -> list[Sample]:
+def _pairs(root: Path, split: str) -> list[Sample]:
     """The samples of a list of two columns, image and label; empty where the list has one column.
 
     Raises:

@@ -62,8 +62,9 @@ class DataSet:
         root: where it lies if a setting does not say, as a rule `${NAME_ROOT}`; "" where it has none.
         tree: what a root holds, in words.
         scan: (root, split, with_labels) -> samples as the image folder and the split say, label files not looked for.
-        scheme: the scheme that a label file follows.
-        read_label: (path, classes) -> (H, W) uint8 trainIds.
+        scheme: (classes) -> the scheme that its label files follow as a rule.
+        read_stored: (path) -> what a label file holds, see `read_stored`.
+        scheme_of: (path, stored, classes) -> the scheme of one label file, where it may be another; None: `scheme`.
         lists: files below the root that name the samples of splits.
         own: whether it is somebody's own, so that `data check` takes nothing about it for known.
         splits_may_lack: whether some of the splits need not be there, as in two plain folders.
@@ -78,7 +79,8 @@ class DataSet:
     tree: str
     scan: Callable[[Path, str, bool], list[Sample]]
     scheme: Callable[[LabelSpace], Scheme]
-    read_label: Callable[[Path, LabelSpace], np.ndarray]
+    read_stored: Callable[[Path], np.ndarray]
+    scheme_of: Callable[[Path, np.ndarray, LabelSpace], Scheme] | None = None
     lists: tuple[str, ...] = ()
     own: bool = False
     splits_may_lack: bool = False
@@ -92,6 +94,19 @@ class DataSet:
             UserError: no images, missing labels, no such split.
         """
         return require_labels(self.scan(root, split, with_labels), root, self.tree)
+
+    def read_label(self, path: Path, classes: LabelSpace) -> np.ndarray:
+        """A label file as (H, W) uint8 trainIds, 255 = ignore.
+
+        Raises:
+            UserError: the file cannot be decoded, or holds an id or a colour that `classes` do not know.
+        """
+        return self.to_train_ids(self.read_stored(path), path, classes)
+
+    def to_train_ids(self, stored: np.ndarray, path: Path, classes: LabelSpace) -> np.ndarray:
+        """`read_label` of what the file at `path` holds."""
+        scheme = self.scheme_of(path, stored, classes) if self.scheme_of else self.scheme(classes)
+        return to_train_ids(stored, scheme, path)
 
 
 def known() -> list[str]:

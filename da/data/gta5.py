@@ -82,14 +82,21 @@ def scheme(classes: LabelSpace) -> Scheme:
     return classes.scheme("cityscapes")
 
 
-def read_label(path: Path, classes: LabelSpace) -> np.ndarray:
-    """A label file of any of the three kinds as (H, W) uint8 trainIds, 255 = ignore.
-
-    Raises:
-        UserError: the file cannot be decoded, or holds an id or a colour that `classes` do not know.
-    """
-    stored = folders.read_stored(path)
-    return folders.to_train_ids(stored, scheme(classes) if stored.ndim == 2 else classes.scheme(COLORS), path)
+def scheme_of(path: Path, stored: np.ndarray, classes: LabelSpace) -> Scheme:
+    """Ids, or colours in the copies that hold pictures."""
+    return scheme(classes) if stored.ndim == 2 else classes.scheme(COLORS)
 
 
-DATASET = DataSet("gta5", SPLITS, {"all": True}, "${GTA5_ROOT}", TREE, scan, scheme, read_label, ("split.mat",))
+DATASET = DataSet(
+    name="gta5",
+    splits=SPLITS,
+    checked={"all": True},
+    root="${GTA5_ROOT}",
+    tree=TREE,
+    scan=scan,
+    scheme=scheme,
+    read_stored=folders.read_stored,
+    scheme_of=scheme_of,
+    lists=("split.mat",),
+)
+read_label = DATASET.read_label

@@ -46,15 +46,6 @@ def scheme(classes: LabelSpace) -> Scheme:
     return classes.scheme("synthia")
 
 
-def read_label(path: Path, classes: LabelSpace) -> np.ndarray:
-    """A 16-bit three-channel or 8-bit one-channel label file as (H, W) uint8 trainIds, 255 = ignore.
-
-    Raises:
-        UserError: the file cannot be decoded, or holds an id that SYNTHIA does not know.
-    """
-    return folders.to_train_ids(_read_ids(path), scheme(classes), path)
-
-
 def _read_ids(path: Path) -> np.ndarray:
     try:
         with path.open("rb") as file:
@@ -68,4 +59,14 @@ def _read_ids(path: Path) -> np.ndarray:
         raise folders.unreadable(path, error) from error
 
 
-DATASET = DataSet("synthia", SPLITS, {"all": True}, "${SYNTHIA_ROOT}", TREE, scan, scheme, read_label)
+DATASET = DataSet(
+    name="synthia",
+    splits=SPLITS,
+    checked={"all": True},
+    root="${SYNTHIA_ROOT}",
+    tree=TREE,
+    scan=scan,
+    scheme=scheme,
+    read_stored=_read_ids,
+)
+read_label = DATASET.read_label
