@@ -465,9 +465,9 @@ def _check(options: argparse.Namespace) -> int:
     report = check_root(options.root, options.dataset, classes, options.split)
     say(report.text())
     if options.figure:
-        from da.run import picture_data_set
+        from da.pictures import draw_data_set
 
-        picture_data_set(options.root, options.dataset, classes, list(report.by_split), options.figure)
+        draw_data_set(options.root, options.dataset, classes, list(report.by_split), options.figure)
         say(f"first images and labels: {options.figure}")
     return 2 if report.fatal else 0
 
@@ -487,9 +487,9 @@ def _miniature(options: argparse.Namespace) -> int:
     root = miniature.ensure()
     say(str(root))
     if options.figure:
-        from da.run import picture_miniature
+        from da.pictures import draw_miniature
 
-        picture_miniature(root, options.figure)
+        draw_miniature(root, options.figure)
     return 0
 
 

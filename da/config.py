@@ -329,10 +329,10 @@ def _known_keys(schema: type[BaseModel], path: list[str]) -> list[str]:
             of_names = False
             continue
         field = schema.model_fields.get(part)
-        of_names = field is not None and get_origin(field.annotation) is dict
-        inner = models_in(schema.model_fields[part].annotation) if part in schema.model_fields else []
-        if not inner:
+        inner = models_in(field.annotation) if field else []
+        if not field or not inner:
             return []
+        of_names = get_origin(field.annotation) is dict
         schema = inner[0]
     return list(schema.model_fields)
 
@@ -342,6 +342,18 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in models_in(part)]
+
+
+def expanded(path: str) -> Path:
+    """A path that a user gave, with `~` filled in.
+
+    Raises:
+        UserError: this user has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: this user has no home folder; write the path without ~") from error
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ from da.evaluation.metrics import scores
 from da.evaluation.protocols import PROTOCOLS, Protocol, read_protocols
 from da.evaluation.report import table
 from da.labels import LabelSpace, label_space
-from da.run import checkpoint_path, evaluate, few_colors, make_stepper, protocol, restore
+from da.run import checkpoint_path, evaluate, make_stepper, protocol, restore
 from da.trainers import base
 
 
@@ -145,7 +145,7 @@ def evaluate_runs(
         unwritten.append(f"{figure}: the runs were scored on different images, which no row could show together")
     elif figure:
         rows = [[r[0][0], r[0][2], *(column[1] for column in r)] for r in zip(*columns)]
-        picture = visualize.grid(rows, ("image", "label", *titles), few=few_colors(own.data.classes))
+        picture = visualize.grid(rows, ("image", "label", *titles), own.data.classes)
         visualize.save(figure, np.concatenate([picture, visualize.legend(own.data.classes, picture.shape[1])]))
     if unwritten:
         say(table(results))

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from da.config import Section, Tree, UserError, check, read_tree
+from da.config import Section, Tree, UserError, check, expanded, read_tree
 
 IGNORE = 255  # the trainId of pixels that belong to no class
 UNKNOWN = 254  # mark in a scheme's table: a stored value that it does not know
@@ -390,7 +390,7 @@ def label_space(given: str | Mapping[str, Any] | LabelSpace) -> LabelSpace:
         return LabelSpace(name, content, f"data.classes {name}")
     if given in shipped():
         return _shipped_space(given)
-    path = Path(given).expanduser()
+    path = expanded(given)
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"data.classes: {given!r} is neither a YAML file nor one of {', '.join(shipped())}")
     content = read_tree([path]).values

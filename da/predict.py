@@ -199,7 +199,7 @@ def _segment(
     """The asked-for results for (H, W, 3) uint8 RGB, all of height H and width W."""
     image = torch.from_numpy(picture).permute(2, 0, 1).to(stepper.device)
     size = (picture.shape[0], picture.shape[1])
-    classes: LabelSpace = stepper.trainer.classes  # type: ignore[attr-defined]
+    classes = stepper.trainer.classes
     found: dict[Kind, np.ndarray] = {}
     with stepper.autocast():
         if "probabilities" in kinds:
@@ -231,7 +231,7 @@ def _video(
 ) -> list[str]:
     """Returns a line for each frame that could not be read, for a video that ends early, for one not written whole."""
     frames, rate, total = _sequence(job.path) if _is_sequence(job.path) else _open(job.path)
-    classes: LabelSpace = stepper.trainer.classes  # type: ignore[attr-defined]
+    classes = stepper.trainer.classes
     written: dict[Kind, _Written] = {}
     problems: list[str] = []
     count = 0

@@ -3,10 +3,9 @@
 import contextlib
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from da.config import Tree, UserError, check, experiment_file, flatten, parse_yaml, read_tree
-from da.data import cityscapes, folders, gta5
+from da.data import folders
 from da.data.loaders import (
     Batch,
     DataConfig,
@@ -29,27 +28,21 @@ from da.data.loaders import (
     val_samples,
     workers_watched,
 )
-from da.data.transforms import DomainConfig, FolderConfig
+from da.data.transforms import FolderConfig
 from da.engine import checkpoint, dist, lock, run_files
 from da.engine.log import bar, say
 from da.engine.loop import Loop, Scalars
-from da.engine.stepper import (
-    Stepper,
-    bf16_is_worth_a_trial,
-    definite,
-    fastest,
-    set_deterministic,
-    to_channels_last,
-)
+from da.engine.stepper import Stepper, set_deterministic
 from da.engine.stop import StopRequests, seconds
 from da.evaluation import visualize
-from da.evaluation.infer import entropy, predict_entropy, predict_labels, upsample
+from da.evaluation.infer import predict_entropy, predict_labels
 from da.evaluation.metrics import ConfusionMatrix, scores
 from da.evaluation.report import table
 from da.labels import DEFAULT, IGNORE, LabelSpace, label_space
-from da.nets.generator import quantise
 from da.nets.weights import load_modules
+from da.pictures import of_training
 from da.trainers import base
+from da.trial import fastest_here
 
 UNTRAINED = "its segmenter is untrained (init: null), so its scores say nothing; look at the pictures"
 EVALUATION_KEYS = ("data.val.", "data.classes", "data.workers", "eval.", "run.device", "run.precision", "run.pictures")
@@ -113,55 +106,8 @@ def train(config: base.Experiment, runs: Path) -> Path:
         device = dist.pick_device(config.run.device, long_work=any(s.root != "miniature" for s in config.data.source))
         dist.setup(device)
         with lock.held(where):
-            _train(_without_auto(config, where, device), where, device, stop)
+            _train(fastest_here(config, where, device), where, device, stop)
     return where
-
-
-def _without_auto(config: base.Experiment, where: Path, device: torch.device) -> base.Experiment:
-    """Precision and memory format made definite; `config.yaml` says which they were. A CPU tries a few updates of this
-    very method in each combination: depthwise networks differ from others."""
-    recorded = dist.gather(run_files.recorded(where))[0]
-    choices: dict[str, list[Any]] = {"channels_last": [True, False], "precision": ["fp32", "bf16"]}
-    for key in choices:
-        value = getattr(config.run, key)
-        value = recorded.get(key, value) if value == "auto" else value
-        if value != "auto":
-            choices[key] = [value]
-    if len(choices["precision"]) > 1 and (device.type == "cuda" or not bf16_is_worth_a_trial()):
-        choices["precision"] = [definite("auto", device)]
-    if device.type == "cuda":
-        choices["channels_last"] = choices["channels_last"][:1]
-    candidates = [dict(zip(choices, values)) for values in product(*choices.values())]
-    found = candidates[0]
-    if len(candidates) > 1:
-        found = fastest(_trial(config, choices["channels_last"]), candidates, lead=0.95)
-        say(f"fastest here: {', '.join(f'run.{key}={json.dumps(value)}' for key, value in found.items())}")
-    return config.model_copy(update={"run": config.run.model_copy(update=found)})
-
-
-def _trial(config: base.Experiment, formats: list[bool]) -> Callable[[dict[str, Any]], None]:
-    """One update of the method, without the optimisers' steps, on batches of up to two and images of up to 2^16 pixels;
-    `formats` are the values of `channels_last` that it will be asked for."""
-    bare = config.model.model_copy(update={"weights": "none"})
-    trainers = {channels_last: base.build(config.model_copy(update={"model": bare})) for channels_last in formats}
-    for module in trainers[True].modules.values() if True in trainers else ():
-        to_channels_last(module)
-    count = min(2, config.data.batch_size)
-
-    def images(domain: DomainConfig) -> Tensor:
-        width, height = domain.crop or domain.size or (320, 160)
-        shrink = min(1.0, 256 / math.sqrt(width * height))
-        shape = (count, 3, int(height * shrink), int(width * shrink))
-        return (torch.arange(math.prod(shape)) * 37 % 251).to(torch.uint8).view(shape)
-
-    src, target = images(config.data.source[0]), config.data.target
-    batch = Batch(src, torch.zeros_like(src[:, 0]), images(target[0]) if target else None, [], [])
-
-    def update(choice: dict[str, Any]) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=choice["precision"] == "bf16", cache_enabled=False):
-            trainers[choice["channels_last"]].step(batch, Tensor.backward)
-
-    return update
 
 
 def _train(config: base.Experiment, where: Path, device: torch.device, stop: StopRequests) -> None:
@@ -199,7 +145,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
             raise UserError(f"data.val: no pixel of {of.dataset} {of.split} has a label; name a split with labels")
         if loop.log and limit is None:
             titles = ("image", "prediction", "label", "entropy")
-            picture = visualize.grid(pictures, titles, few=few_colors(config.data.classes))
+            picture = visualize.grid(pictures, titles, config.data.classes)
             if trainer.judged:
                 loop.log.picture(step, "val/examples", picture)
             if step == config.run.steps:
@@ -213,7 +159,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
 
     def show(step: int, batch: Batch) -> None:
         if loop.log:
-            loop.log.picture(step, "train/examples", training_picture(stepper, batch))
+            loop.log.picture(step, "train/examples", of_training(stepper, batch))
 
     loop = Loop(
         stepper,
@@ -373,46 +319,6 @@ def evaluate(
     return dist.sum_over_ranks(matrix.counts).cpu().numpy(), pictures
 
 
-def training_picture(stepper: Stepper, batch: Batch) -> np.ndarray:
-    """The first source image with prediction and label, and below it the first target image with prediction and
-    entropy: (H, W, 3) uint8. For a method with `examples`: its rows of images, each above the predictions of a
-    trained segmenter."""
-    stepper.eval()
-    classes = stepper.trainer.classes  # type: ignore[attr-defined]
-    if rows := _example_rows(stepper, batch):
-        return visualize.grid(rows, ("real", "translated", "cycled"), few=few_colors(classes))
-    for images in (batch.src_image, batch.tgt_image):
-        if images is None:
-            continue
-        with torch.no_grad(), stepper.autocast():
-            logits = stepper.trainer.predict(images[:1].to(stepper.device).float() / 255)
-            logits = upsample(logits, (images.shape[-2], images.shape[-1]))[0]
-        right = (
-            visualize.heat_map(entropy(logits.softmax(0))) if rows else visualize.colorize(batch.src_label[0], classes)
-        )
-        prediction = visualize.colorize(logits.argmax(0).to(torch.uint8), classes)
-        rows.append([visualize.to_picture(images[0]), prediction, right])
-    titles = ("source / target image", "prediction", "label / entropy")
-    return visualize.grid(rows, titles, few=few_colors(classes))
-
-
-def few_colors(classes: LabelSpace) -> int:
-    """How many colours a picture of labels has at most."""
-    return len(classes) + 2
-
-
-def _example_rows(stepper: Stepper, batch: Batch) -> list[list[np.ndarray]]:
-    trainer: base.Trainer = stepper.trainer  # type: ignore[assignment]
-    rows: list[list[np.ndarray]] = []
-    with torch.no_grad(), stepper.autocast():
-        for images in trainer.examples(batch.first().to(stepper.device)):
-            rows.append([visualize.to_picture(quantise(image[0])) for image in images])
-            if trainer.judged:
-                labels = [trainer.segmenter(image, "source").main[0].argmax(0) for image in images]
-                rows.append([visualize.colorize(label.to(torch.uint8), trainer.classes) for label in labels])
-    return rows
-
-
 def _finish(where: Path, config: base.Experiment, best: dict[str, Any], seconds: float, note: dict[str, Any]) -> None:
     """Write `summary.json`, last of all: its presence means that the run is finished."""
     metrics = where / "metrics.jsonl"
@@ -542,34 +448,3 @@ def restore(
 def _stored_classes(state: dict[str, Any], path: Path) -> LabelSpace:
     """The classes of a checkpoint; one of before they were recorded has the default's."""
     return label_space(parse_yaml(state["config"], str(path))["data"].get("classes", DEFAULT))
-
-
-def picture_data_set(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[str], figure: Path) -> None:
-    """Draw the first images of each split beside their labels, and the classes' colours below."""
-    of = folders.find(dataset)
-    rows = []
-    for split in splits:
-        for sample in of.scan(root, split, True)[:4]:
-            row: list[np.ndarray] = []
-            with contextlib.suppress(UserError):  # what `data check` has named
-                row.append(folders.read_image(sample.image))
-                assert sample.label
-                row.append(visualize.colorize(of.read_label(sample.label, classes), classes))
-            rows.append([*row, *[np.zeros((3, 4, 3), np.uint8)] * (2 - len(row))])
-    if rows:
-        picture = visualize.grid(rows, ("image", "label"), few=few_colors(classes))
-        visualize.save(figure, np.concatenate([picture, visualize.legend(classes, picture.shape[1])]))
-
-
-def picture_miniature(root: Path, figure: Path) -> None:
-    """Draw source and target examples of the miniature at `root`, each with its label, side by side."""
-    rows = []
-    halves = [gta5.index(root / "gta5", "all"), cityscapes.index(root / "cityscapes", "val")]
-    classes = label_space(DEFAULT)
-    for source, target in islice(zip(*halves), 6):
-        row = []
-        for module, sample in ((gta5, source), (cityscapes, target)):
-            label = module.read_label(sample.label, classes)
-            row += [folders.read_image(sample.image), visualize.colorize(label, classes)]
-        rows.append(row)
-    visualize.save(figure, visualize.grid(rows, ("source", "label", "target", "label"), few=few_colors(classes)))

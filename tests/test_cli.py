@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from tiny import METHOD_FILES, REPOSITORY, overrides, tiny
 
-from da import run as run_module
+from da import trial
 from da.cli import main
 from da.engine import checkpoint
 from da.evaluation.infer import EvalConfig
@@ -187,10 +187,8 @@ def test_a_run_whose_metrics_are_gone_says_so(command, tmp_path, capsys):
 def test_automatic_settings_are_recorded_and_kept_on_another_machine(command, tmp_path, monkeypatch, capsys):
     automatic = [*command, "run.precision=auto", "run.channels_last=auto", "run.steps=2", "run.save_every=1"]
     tried = []
-    monkeypatch.setattr(run_module, "bf16_is_worth_a_trial", lambda: True)
-    monkeypatch.setattr(
-        run_module, "fastest", lambda run, candidates, lead: (tried.extend(candidates), candidates[-1])[1]
-    )
+    monkeypatch.setattr(trial, "bf16_is_worth_a_trial", lambda: True)
+    monkeypatch.setattr(trial, "fastest", lambda run, candidates, lead: (tried.extend(candidates), candidates[-1])[1])
     assert main(automatic) == 0
     assert [(c["channels_last"], c["precision"]) for c in tried] == list(product((True, False), ("fp32", "bf16")))
     run = tmp_path / "runs/mini/source_only-seed0"
@@ -198,7 +196,7 @@ def test_automatic_settings_are_recorded_and_kept_on_another_machine(command, tm
     assert (config["run"]["precision"], config["run"]["channels_last"]) == ("bf16", False)
 
     (run / "summary.json").unlink()
-    monkeypatch.setattr(run_module, "fastest", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr(trial, "fastest", lambda *_: pytest.fail("tried again"))
     assert main(automatic) == 0
     assert yaml.safe_load((run / "config.yaml").read_text()) == config
     assert "run.precision: bf16 -> fp32" in fails(capsys, *automatic, "run.precision=fp32")
@@ -207,7 +205,7 @@ def test_automatic_settings_are_recorded_and_kept_on_another_machine(command, tm
 @pytest.mark.parametrize("method", base.methods())
 def test_every_method_can_be_tried(method, gta5_root, cityscapes_root):
     config = tiny(METHOD_FILES[method], gta5_root, cityscapes_root)
-    update = run_module._trial(config, [True, False])
+    update = trial._trial(config, [True, False])
     for channels_last in (True, False):
         update({"channels_last": channels_last, "precision": "bf16"})
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import ConfigDict
 
-from da.config import Section, Tree, UserError, check, parse_yaml, read_text
+from da.config import Section, Tree, UserError, check, expanded, parse_yaml, read_text
 from da.data import folders
 from da.data.folders import IMAGE_SUFFIXES, DataSet, Sample
 from da.labels import LabelSpace, Scheme
@@ -98,7 +98,7 @@ def find(name: str) -> DataSet:
     if name in shipped():
         path = SHIPPED / f"{name}.yaml"
     elif folders.is_description(name):
-        path = folders.expanded(name)
+        path = expanded(name)
     else:
         raise UserError(
             f"dataset: {name!r} is neither a description file (.yaml) nor one of {', '.join(folders.known())}"

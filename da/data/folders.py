@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from da.config import UserError
+from da.config import UserError, expanded
 from da.labels import IGNORE, UNKNOWN, LabelSpace, Scheme, pack
 
 T = TypeVar("T")
@@ -243,18 +243,6 @@ def read_lines(path: Path) -> list[str]:
 def list_file(root: Path, split: str) -> Path | None:
     """The list file that `split` names: a path, or a path below `root`."""
     return next((path for path in (expanded(split), root / split) if path.is_file()), None)
-
-
-def expanded(path: str) -> Path:
-    """A path that a user gave, with `~` filled in.
-
-    Raises:
-        UserError: this user has no home folder.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{path}: this user has no home folder; write the path without ~") from error
 
 
 def read_list(root: Path, split: str, known: Sequence[str]) -> list[str]:

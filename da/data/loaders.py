@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision import tv_tensors
 
-from da.config import Section, UserError
+from da.config import Section, UserError, expanded
 from da.data import folders, processes
 from da.data.frames import Frames, require_upright
 from da.data.sampler import GlobalBatches, derive_seed, few_of, mixed_index, sample_index
@@ -126,7 +126,7 @@ def resolve_root(config: FolderConfig) -> Path:
         UserError: the miniature has no such data set.
     """
     if config.root != "miniature":
-        return folders.expanded(config.root)
+        return expanded(config.root)
     if config.dataset not in folders.EMBEDDED:
         raise UserError(
             f"root: miniature: the embedded pair is gta5 and cityscapes; {config.dataset} needs a real folder"

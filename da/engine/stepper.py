@@ -24,6 +24,7 @@ from torch.optim import SGD, Optimizer
 from da.config import Section
 from da.engine import dist
 from da.engine.gradients import Gradients
+from da.labels import LabelSpace
 
 # auto: see `definite`; tf32: float32 whose products a GPU rounds to 10 bits, fp32 on a CPU
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
@@ -46,6 +47,7 @@ class Trains(Protocol):
     memory: dict[str, Remembers]
     now: int
     share: Tensor | float
+    classes: LabelSpace
 
     def shares(self, batches: list[Any]) -> list[Tensor]: ...
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from da.labels import LabelSpace
 
 WHITE = (255, 255, 255)
-FEW_COLORS = 21  # a picture of more is a photograph
 
 
 def to_picture(image: Tensor) -> np.ndarray:
@@ -38,14 +37,14 @@ def heat_map(values: Tensor) -> np.ndarray:
 
 
 def grid(
-    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (), width: int = 320, few: int = FEW_COLORS
+    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], classes: LabelSpace, width: int = 320
 ) -> np.ndarray:
     """Rows of (H, W, 3) pictures, each scaled to `width` pixels, with a title above each column.
 
-    Label colours stay exact because enlarging and shrinking use the nearest pixel for every picture that has few
-    colours: up to `few`.
+    Label colours stay exact because enlarging and shrinking use the nearest pixel for every picture that has as few
+    colours as one of labels in these `classes`.
     """
-    gap = 4
+    gap, few = 4, len(classes) + 2
     lines = [_beside([_scaled(picture, width, few) for picture in row], gap) for row in rows]
     if titles:
         lines.insert(0, _beside([_title(text, width) for text in titles], gap))

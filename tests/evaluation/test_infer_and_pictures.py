@@ -8,6 +8,7 @@ from city import CITY, PALETTE
 from da.evaluation import visualize
 from da.evaluation.infer import EvalConfig, entropy, predict_entropy, predict_labels
 from da.evaluation.report import table
+from da.labels import DEFAULT, label_space
 
 
 def red_is_road(image: torch.Tensor) -> torch.Tensor:
@@ -56,7 +57,7 @@ def test_entropy_is_zero_where_sure_and_one_where_not():
 def test_grid_keeps_label_colors_and_places_every_picture():
     label = visualize.colorize(np.full((10, 20), 13, np.uint8), CITY)
     photo = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
-    picture = visualize.grid([[label, photo], [label]], ("label", "photo"), width=80)
+    picture = visualize.grid([[label, photo], [label]], ("label", "photo"), label_space(DEFAULT), width=80)
     assert picture.shape[1] == 2 * 84
     assert (picture[30:60, 5:75] == PALETTE[13]).all()
 

@@ -12,7 +12,8 @@ from da.config import UserError
 from da.evaluation import visualize
 from da.nets.generator import to_generator, to_unit
 from da.nets.pspnet import Scores
-from da.run import make_stepper, training_picture
+from da.pictures import of_training
+from da.run import make_stepper
 from da.trainers import base
 
 
@@ -200,8 +201,8 @@ class TestPixel:
 
     def test_tensorboard_shows_each_picture_above_its_prediction(self, make, monkeypatch):
         trainer, seen = make("cycada_pixel"), []
-        monkeypatch.setattr(visualize, "grid", lambda rows, titles, few: seen.extend(rows))
-        training_picture(make_stepper(trainer, trainer.config, torch.device("cpu")), batch())
+        monkeypatch.setattr(visualize, "grid", lambda rows, titles, classes: seen.extend(rows))
+        of_training(make_stepper(trainer, trainer.config, torch.device("cpu")), batch())
         assert [len(row) for row in seen] == [3, 3, 3, 3]
         image = batch().src_image[:1].float() / 255
         assert np.array_equal(seen[0][0], visualize.to_picture(batch().src_image[0]))
