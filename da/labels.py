@@ -68,6 +68,7 @@ class Scheme:
             where colours are stored.
         known: (256,) bool, the stored values that the scheme has.
         colors: packed RGB colour (see `pack`) -> trainId or `IGNORE`; empty where numbers are stored.
+        rest: what every other colour is, `IGNORE` or `UNKNOWN`.
         stored: what is written for a trainId, (256,) uint8 or (256, 3) RGB; for `IGNORE` the first void value.
     """
 
@@ -77,18 +78,20 @@ class Scheme:
         self.table: np.ndarray | None = None
         self.known = np.full(256, rest)
         self.colors: dict[int, int] = {}
+        self.rest = IGNORE if rest else UNKNOWN
         self.stored = np.zeros((256, 3) if rgb else 256, np.uint8)
         for number, values in classes.items():
             self.stored[number] = values[0]
         if void:
             self.stored[IGNORE] = void[0]
-        elif not rgb:  # with `rest`: a value that no class has
-            self.stored[IGNORE] = next((v for v in range(255, -1, -1) if v not in self.stored[list(classes)]), 0)
+        else:  # with `rest`: a value, or a grey, that no class has
+            taken = self.stored[list(classes)].tolist()
+            self.stored[IGNORE] = next((v for v in range(255, -1, -1) if ([v] * 3 if rgb else v) not in taken), 0)
         if rgb:
             self.colors = {pack_one(color): IGNORE for color in void}
             self.colors |= {pack_one(color): number for number, values in classes.items() for color in values}
             return
-        self.table = np.full(256, IGNORE if rest else UNKNOWN, np.uint8)
+        self.table = np.full(256, self.rest, np.uint8)
         self.table[list(void)] = IGNORE
         self.known[list(void)] = True
         for number, values in classes.items():
@@ -97,8 +100,8 @@ class Scheme:
 
     @functools.cached_property
     def color_table(self) -> np.ndarray:
-        """(2^24,) uint8: packed colour -> trainId, `UNKNOWN` elsewhere; 16 MiB, made when the first file asks."""
-        table = np.full(1 << 24, UNKNOWN, np.uint8)
+        """(2^24,) uint8: packed colour -> trainId, `rest` elsewhere; 16 MiB, made when the first file asks."""
+        table = np.full(1 << 24, self.rest, np.uint8)
         for color, number in self.colors.items():
             table[color] = number
         return table

@@ -69,6 +69,18 @@ def test_camvids_original_colours_are_grouped():
     ]
 
 
+@pytest.mark.parametrize("colors", [False, True])
+def test_the_rest_may_be_void(colors, tmp_path):
+    a, b = ("[255, 255, 255]", "[0, 0, 9]") if colors else ("255", "9")
+    text = f"classes:\n  a: {{color: [1, 2, 3], k: {a}}}\n  b: {{color: [4, 5, 6], k: {b}}}\n"
+    scheme = space(f"{text}schemes: {{k: {{colors: {colors}, void: rest}}}}\n", tmp_path).scheme("k")
+    stored = np.array([[[255] * 3, [0, 0, 9], [77, 5, 9]]], np.uint8)
+    assert folders.to_train_ids(stored if colors else stored[..., 2] - [0, 0, 4], scheme, "x").tolist() == [
+        [0, 1, IGNORE]
+    ]
+    assert scheme.stored[IGNORE].tolist() == ([254] * 3 if colors else 254)
+
+
 OWN = """\
 classes:
   grass: {color: [0, 200, 0], mask: [1, 2]}
