@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -178,6 +179,15 @@ def wait_for_line(run: Path, number: int, cluster: Cluster) -> None:
         time.sleep(0.05)
 
 
+def wait_for_process(job: str, cluster: Cluster) -> None:
+    """Until node n1 has started one of the job's first step."""
+    command, until, listed = ["scontrol", "listpids", f"{job}.0", "n1"], time.monotonic() + 90, ""
+    while not re.search(rf"^\d+ +{job} ", listed, re.MULTILINE):
+        assert time.monotonic() < until, cluster.logs()
+        listed = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=False).stdout
+        time.sleep(0.05)
+
+
 def test_two_nodes_requeue_and_preemption_end_in_the_same_result(cluster, settings, tmp_path):
     """The uninterrupted job, one requeued by hand, one asked to stop in time, one preempted."""
     name = "mini/source_only-seed0"
@@ -225,10 +235,11 @@ def test_one_node_has_all_its_processors_and_logs(processes, cluster, settings, 
 
 @pytest.mark.parametrize("to", [["--batch"], []])
 def test_a_signal_while_a_job_starts_is_not_lost(to, cluster, settings, tmp_path):
-    """To the script, as Slurm sends it ahead of the time limit, or to the processes, of which none listens yet."""
-    job = cluster.submit(tmp_path, "--cpus-per-task=1", "launch/gta2city_source_only.sh", *settings, "run.steps=4")
-    while f"StepId={job}.0 " not in cluster.call("scontrol", "show", "step"):
-        time.sleep(0.1)
+    """To the script, as Slurm sends it ahead of the time limit, or to the processes, of which none listens yet. What is
+    sent to a step before it has a process, Slurm itself forgets."""
+    place = ["--cpus-per-task=1", "--nodelist=n1"]
+    job = cluster.submit(tmp_path, *place, "launch/gta2city_source_only.sh", *settings, "run.steps=4")
+    wait_for_process(job, cluster)
     cluster.call("scancel", *to, "--signal=USR1", job)
     cluster.restart(job)
     cluster.wait(job, "COMPLETED")
