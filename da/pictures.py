@@ -48,7 +48,7 @@ def _example_rows(stepper: Stepper, batch: Batch) -> list[list[np.ndarray]]:
     with torch.no_grad(), stepper.autocast():
         for images in trainer.examples(batch.first().to(stepper.device)):
             rows.append([visualize.to_picture(quantise(image[0])) for image in images])
-            if trainer.judged:
+            if trainer.segmenter_is_trained:
                 labels = [trainer.segmenter(image, "source").main[0].argmax(0) for image in images]
                 rows.append([visualize.colorize(label.to(torch.uint8), trainer.classes) for label in labels])
     return rows

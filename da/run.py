@@ -125,7 +125,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     began = time.time()
     trainer = base.build(config)
     trainer.weights_report = trainer.segmenter.load_report.as_dict()
-    say(trainer.segmenter.load_report.text() if trainer.judged else f"{where}: {UNTRAINED}")
+    say(trainer.segmenter.load_report.text() if trainer.segmenter_is_trained else f"{where}: {UNTRAINED}")
     if config.init and not checkpoint.find_last(where / "checkpoints"):
         _initialise(trainer, config.init)
     stepper = make_stepper(trainer, config, device)
@@ -146,7 +146,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         if loop.log and limit is None:
             titles = ("image", "prediction", "label", "entropy")
             picture = visualize.grid(pictures, titles, config.data.classes)
-            if trainer.judged:
+            if trainer.segmenter_is_trained:
                 loop.log.picture(step, "val/examples", picture)
             if step == config.run.steps:
                 loop.log.result(
@@ -188,7 +188,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         )
     )
     if dist.is_main():
-        note = {} if trainer.judged else {"note": UNTRAINED}
+        note = {} if trainer.segmenter_is_trained else {"note": UNTRAINED}
         _finish(where, config, loop.best, time.time() - began, {"weights_report": trainer.weights_report, **note})
     dist.barrier()
 

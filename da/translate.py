@@ -63,7 +63,7 @@ def translate(run: Path, out: Path, overrides: Sequence[str], batch: int, agreem
     stepper.eval()
     with torch.no_grad():
         trainer.translate(torch.zeros(1, 3, 64, 64, device=stepper.device))  # has the method a generator at all?
-    if agreement and not trainer.judged:
+    if agreement and not trainer.segmenter_is_trained:
         raise UserError(f"--agreement: leave it out; {run} has no trained segmenter to label the pictures (init: null)")
     if run.is_dir() and not run_files.read_summary(run):
         say(f"{run} is not finished: translating with its weights of step {step} of {config.run.steps}")

@@ -40,8 +40,8 @@ class Gradients:
     """Fills `.grad` of `parameters` for one update after another; all processes must make the same calls.
 
     Which pass is the last of an update shows only afterwards. It is taken to be the one that was the last before
-    (`usual`, part of a checkpoint); where that was wrong, and in the first update, one more pass, through no network,
-    does the averaging. But for rounding, averaging twice is the same as once.
+    (`expected`, part of a checkpoint); where that was wrong, and in the first update, one more pass, through no
+    network, does the averaging. But for rounding, averaging twice is the same as once.
 
     Args:
         parameters: all that any optimiser steps, on their device. DDP sends the last of them first.
@@ -59,13 +59,13 @@ class Gradients:
             )
             for parameter in frozen:
                 parameter.requires_grad_(False)
-        self.passes = self.usual = 0
+        self.count = self.expected = 0
         self.sums: dict[nn.Parameter, Tensor] = {}
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a 0-d loss."""
-        self.passes += 1
-        self._backward(loss, average=self.passes == self.usual)
+        self.count += 1
+        self._backward(loss, average=self.count == self.expected)
 
     def next_micro_batch(self) -> None:
         """Keep what the passes since the last call added, and begin anew.
@@ -83,10 +83,10 @@ class Gradients:
         """Leave the update's gradients in `.grad`; parameters that no pass reached have none."""
         for parameter, total in self.sums.items():
             parameter.grad = total
-        if self.ddp and (self.sums or self.passes != self.usual):
+        if self.ddp and (self.sums or self.count != self.expected):
             self._backward(torch.zeros((), device=self.parameters[0].device), average=True)
-        self.usual = 0 if self.sums else self.passes
-        self.passes, self.sums = 0, {}
+        self.expected = 0 if self.sums else self.count
+        self.count, self.sums = 0, {}
 
     def _backward(self, loss: Tensor, average: bool) -> None:
         if self.ddp is None:

@@ -137,11 +137,18 @@ def _step(line: str) -> float:
         return float("inf")
 
 
-class Progress:
-    """A bar on a terminal; in a log file, a line with an ETA at every call of `report`."""
+WAITING = 0.1  # share of the time without a batch from which the terminal speaks of it
 
-    def __init__(self, start: int, total: int) -> None:
-        self._total, self._start, self._began = total, start, time.monotonic()
+
+class Progress:
+    """A bar on a terminal; in a log file, a line with an ETA at every call of `report`.
+
+    Args:
+        headline: tags of the scalars to show, and what they are called.
+    """
+
+    def __init__(self, start: int, total: int, headline: Mapping[str, str]) -> None:
+        self._total, self._start, self._began, self._headline = total, start, time.monotonic(), headline
         self._paused = 0.0
         shown = dist.is_main() and sys.stderr.isatty()
         self._bar = tqdm(initial=start, total=total, unit="step", dynamic_ncols=True) if shown else None
@@ -151,9 +158,14 @@ class Progress:
             self._bar.update(1)
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        """Show the losses and `speed/images_per_second` of `values`."""
-        parts = {t.split("/")[-1]: v for t, v in values.items() if t.startswith(("loss/", "d/", "speed/"))}
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in parts.items())
+        """Show the headline of `values`, how often the discriminators are right (`d/accuracy...`), and the speed."""
+        parts = [f"{name} {values[tag]:.3g}" for tag, name in self._headline.items() if tag in values]
+        right = [value for tag, value in values.items() if tag.startswith("d/accuracy")]
+        parts += [f"discriminators right {np.mean(right):.0%}"] if right else []
+        parts.append(f"{values['speed/images_per_second']:.3g} images/s")
+        waiting = values["speed/waiting_for_data"]
+        parts += [f"waiting for data {waiting:.0%}"] if waiting > WAITING else []
+        shown = "  ".join(parts)
         if self._bar is not None:
             self._bar.set_postfix_str(shown, refresh=False)
             return

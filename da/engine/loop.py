@@ -107,7 +107,7 @@ class Loop:
     `waiting()`, around the wait for a batch, it is raised in this process.
 
     A run is stopped between an update with its log line and the validation and saving that may follow it. Its
-    checkpoint says so (`half`), and continuing begins with what was left out.
+    checkpoint holds what was left out (`unvalidated`), and continuing begins with it.
 
     Nothing is written to a folder whose lock another job took over (`lock.confirm`).
     """
@@ -131,7 +131,7 @@ class Loop:
         self.checkpoints = folder / "checkpoints"
         self.start, self.best = 0, {"step": 0, "val/mIoU": -1.0}
         self.window = Window()
-        self.half: dict[str, Any] | None = None
+        self.unvalidated: dict[str, Any] | None = None
         self.owner = lock.owner(folder)
         if dist.is_main():
             for line in checkpoint.set_broken_aside(self.checkpoints):
@@ -143,8 +143,8 @@ class Loop:
             load_modules(state["modules"], str(newest))
             stepper.load_progress(state)
             self.start, self.best, self.window = state["step"], state["best"], Window(state["window"])
-            self.half = state.get("half")
-        found = dist.gather((self.start, self.half is not None))
+            self.unvalidated = state.get("unvalidated", state.get("half"))  # `half` in older ones
+        found = dist.gather((self.start, self.unvalidated is not None))
         if len(set(found)) > 1:
             raise UserError(
                 f"{self.checkpoints}: the file system shows different files to different machines (the processes would "
@@ -159,18 +159,18 @@ class Loop:
             Stopped: the run was asked to stop; its state is saved.
         """
         config, stepper = self.config, self.stepper
-        first = self.start - 1 if self.half else self.start
+        first = self.start - 1 if self.unvalidated else self.start
         self.log = RunLog(self.folder, first, self.groups) if dist.is_main() else None
         stepper.begin()
-        if self.half:
-            self._take_up(self.half)
+        if self.unvalidated:
+            self._take_up(self.unvalidated)
         if self.start:
             say(f"continuing from step {self.start}")
         elif config.steps:
             self.validate(0, 2)  # a broken evaluation shows now, not after hours
         scores: Scalars = {}
         stream = batches(first)
-        progress = Progress(self.start, config.steps)
+        progress = Progress(self.start, config.steps, stepper.trainer.headline)
         mark, images, waited = time.monotonic(), 0, 0.0
         for step in range(first, config.steps):
             asked = time.monotonic()
@@ -200,8 +200,8 @@ class Loop:
                     progress.report(done, logged)
                     self.window = Window()
                     mark, images, waited = time.monotonic(), 0, 0.0
-            elif self.half:
-                logged = self.half["logged"]
+            elif self.unvalidated:
+                logged = self.unvalidated["logged"]
             paused = time.monotonic()
             validating = done % config.val_every == 0 or done == config.steps
             statistics = self._own_statistics() if validating else []  # before a validation that may be cut off
@@ -215,7 +215,7 @@ class Loop:
                 if stopped.alone:
                     raise
                 self._save(done, {"logged": logged, "statistics": dist.gather(statistics or self._own_statistics())})
-                if stopped.time_is_up and self.half and done == self.start:
+                if stopped.time_is_up and self.unvalidated and done == self.start:
                     raise UserError(
                         f"run.time_limit: {config.time_limit} was over before anything was done beyond step {done}, "
                         "where the run was stopped before; give it more time, nothing is lost"
@@ -252,16 +252,16 @@ class Loop:
         modules = self.stepper.trainer.modules.values()
         return [b for module in modules for b in module.buffers() if b.is_floating_point()]
 
-    def _take_up(self, half: dict[str, Any]) -> None:
+    def _take_up(self, unvalidated: dict[str, Any]) -> None:
         """Restore what a stop between an update and its validation left: log line, each process's statistics."""
-        if self.log and half["logged"]:
-            self.log.scalars(self.start, half["logged"])
-        if len(half["statistics"]) == dist.world():
-            for buffer, value in zip(self._float_buffers(), half["statistics"][dist.rank()]):
+        if self.log and unvalidated["logged"]:
+            self.log.scalars(self.start, unvalidated["logged"])
+        if len(unvalidated["statistics"]) == dist.world():
+            for buffer, value in zip(self._float_buffers(), unvalidated["statistics"][dist.rank()]):
                 buffer.copy_(value)
 
-    def _save(self, step: int, half: dict[str, Any] | None = None) -> None:
-        """`half`: what continues a run that is stopped before the validation of `step`."""
+    def _save(self, step: int, unvalidated: dict[str, Any] | None = None) -> None:
+        """`unvalidated`: what continues a run that is stopped before the validation of `step`."""
         self._confirm()
         self.window.settle(self._last_good())
         self.stepper.agree()
@@ -273,11 +273,12 @@ class Loop:
                     f"step {step}: the weights of {name} are not finite (first: {bad[0]}); nothing was saved; "
                     f"the last good checkpoint is {self._last_good() or 'none'}; lower the learning rate"
                 )
-        if self.config.keep_every and step % self.config.keep_every == 0 and not half:
+        if self.config.keep_every and step % self.config.keep_every == 0 and not unvalidated:
             self._keep(f"step_{step:08d}.pt", step)  # first: what goes on from this step keeps no more of it
         if self.log:
             self.log.flush()
-            state |= {"step": step, "best": self.best, "window": self.window.rows, "half": half, **self.stamp}
+            state |= {"step": step, "best": self.best, "window": self.window.rows, "unvalidated": unvalidated}
+            state |= self.stamp
             checkpoint.save_last(self.checkpoints, state, self._confirm)
         dist.barrier()
 

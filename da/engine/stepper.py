@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -45,11 +45,12 @@ class Trains(Protocol):
     modules: dict[str, nn.Module]
     optimizers: dict[str, Optimizer]
     memory: dict[str, Remembers]
-    now: int
-    share: Tensor | float
+    iteration: int
+    source_weight: Tensor | float
     classes: LabelSpace
+    headline: ClassVar[Mapping[str, str]]
 
-    def shares(self, batches: list[Any]) -> list[Tensor]: ...
+    def source_weights(self, batches: list[Any]) -> list[Tensor]: ...
 
     def step(self, batch: Any, backward: Backward) -> dict[str, Tensor]: ...
 
@@ -248,7 +249,7 @@ class Stepper:
                 group["lr"] = group["initial_lr"] * factor
         for module in self.trainer.modules.values():
             module.train()
-        self.trainer.now = step
+        self.trainer.iteration = step
 
         def backward(loss: Tensor) -> None:
             with torch.autocast(self.device.type, enabled=False):
@@ -256,9 +257,9 @@ class Stepper:
 
         totals: dict[str, Tensor] = {}
         micro = [self._fetch(batch) for batch in batches]
-        for number, (batch, share) in enumerate(zip(micro, self.trainer.shares(micro))):
+        for number, (batch, weight) in enumerate(zip(micro, self.trainer.source_weights(micro))):
             seed_everything(self.seed, "update", step, number * dist.world() + dist.rank())
-            self.trainer.share = share
+            self.trainer.source_weight = weight
             with self.autocast():
                 scalars = self.trainer.step(batch, backward)
             for tag, value in scalars.items():
@@ -315,7 +316,7 @@ class Stepper:
             "optimizers": {name: o.state_dict() for name, o in self.trainer.optimizers.items()},
             "memory": {name: m.state_dict() for name, m in self.trainer.memory.items()},
             "scaler": self.scaler.state_dict(),
-            "passes": self.gradients.usual,
+            "passes": self.gradients.expected,
         }
 
     def load_progress(self, state: Mapping[str, Any]) -> None:
@@ -326,4 +327,4 @@ class Stepper:
         for name, memory in self.trainer.memory.items():
             memory.load_state_dict(state["memory"][name])
         self.scaler.load_state_dict(state["scaler"])
-        self.gradients.usual = state.get("passes", 0)
+        self.gradients.expected = state.get("passes", 0)

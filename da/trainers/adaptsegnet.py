@@ -8,7 +8,7 @@ Segmentation", CVPR 2018.
 Symbols: x_s, y_s source image and label; x_t target image; P = softmax(f(x)) the segmenter's output, `main` from
 the last layer and `aux` from layer 3; D a discriminator of outputs; l = BCE on logits, or MSE for least squares.
 
-    L_seg(x_s) = CE(P_main, y_s) + lambda_seg CE(P_aux, y_s)                                          (eqs. 3, 5)
+    L_seg(x_s) = CE(P_main, y_s) + lambda_aux CE(P_aux, y_s)                                          (eqs. 3, 5)
     L_adv(x_t) = lambda_adv_main l(D_main(P_main), source) + lambda_adv_aux l(D_aux(P_aux), source)   (eqs. 4, 5)
     L_D        = 1/2 l(D(P_s), source) + 1/2 l(D(P_t), target)     for each D, P detached             (eq. 2)
 
@@ -21,7 +21,7 @@ domain 0 and target 1, as in that code; z in the paper is 1 for the source.
 """
 
 import torch
-from pydantic import NonNegativeFloat
+from pydantic import AliasChoices, Field, NonNegativeFloat
 from torch import Tensor
 from torch.optim import Adam
 
@@ -36,7 +36,8 @@ from da.trainers import base
 
 
 class Config(SegmenterSGD):
-    lambda_seg: NonNegativeFloat = 0.1  # weight of the auxiliary head's segmentation loss
+    # Weight of the auxiliary head's segmentation loss; `lambda_seg` is the authors' name, also in older runs.
+    lambda_aux: NonNegativeFloat = Field(0.1, validation_alias=AliasChoices("lambda_aux", "lambda_seg"))
     lambda_adv_main: NonNegativeFloat = 1e-3
     lambda_adv_aux: NonNegativeFloat = 2e-4  # 0 = single-level
     gan: GanKind = "vanilla"
@@ -57,7 +58,7 @@ class Trainer(base.Trainer):
             self.lambda_adv = {}
         elif not self.lambda_adv:
             raise UserError("method: both lambda_adv are 0; say method.target_forward_only=true, or use source_only")
-        base.check_aux(config, "lambda_seg", "lambda_adv_aux")
+        base.check_aux(config, "lambda_aux", "lambda_adv_aux")
         self.segmenter = PSPNet(config.model, len(self.classes))
         self.d = {level: OutputDiscriminator(len(self.classes)) for level in self.lambda_adv}
 
@@ -74,7 +75,7 @@ class Trainer(base.Trainer):
         # f: supervised on the source
         base.freeze(list(self.d.values()), True)
         scores_s = self.segmenter.scores(x_s, "source")
-        loss_seg, scalars = self.segmentation_loss(scores_s, y_s, self.method.lambda_seg)  # L_seg
+        loss_seg, scalars = self.segmentation_loss(scores_s, y_s, self.method.lambda_aux)  # L_seg
         backward(loss_seg)
         if self.method.target_forward_only:
             with torch.no_grad():

@@ -10,6 +10,7 @@ import functools
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -61,15 +62,17 @@ class Trainer(ABC):
     """One method. Subclasses build their networks and optimisers in full in `__init__`, on the CPU."""
 
     uses_target: ClassVar[bool] = True  # False: no target image is ever opened
+    # What the terminal shows of the scalars of `step`, and what it calls them; TensorBoard and metrics.jsonl have all.
+    headline: ClassVar[Mapping[str, str]] = {"loss/seg": "loss"}
     is_translation: ClassVar[bool] = False  # True: it trains generators, and its score is that of a frozen segmenter
 
     modules: dict[str, nn.Module]  # everything with weights or buffers; saved, restored, moved
     optimizers: dict[str, Optimizer]  # each parameter in exactly one group of one optimiser
     segmenter: PSPNet
-    judged: bool = True  # False: nobody trained the segmenter, its scores and predictions say nothing
+    segmenter_is_trained: bool = True  # False: nobody trained it, its scores and predictions say nothing
     weights_report: dict[str, Any] | None = None  # what filled the backbone before it was trained (`LoadReport`)
-    now: int = 0  # number of the current update, from 0; the engine sets it
-    share: Tensor | float = 1.0  # of the current micro-batch, see `shares`; the engine sets it
+    iteration: int = 0  # number of the current update, from 0; the engine sets it
+    source_weight: Tensor | float = 1.0  # of the micro-batch's source loss, see `source_weights`; the engine sets it
 
     def __init__(self, config: Experiment) -> None:
         self.config = config
@@ -89,7 +92,7 @@ class Trainer(ABC):
         """Target-domain logits (B, classes, h, w) at the output stride, for RGB images (B, 3, H, W) in [0, 1]."""
         return self.segmenter.scores(image, "target").main
 
-    def shares(self, batches: list[Batch]) -> list[Tensor]:
+    def source_weights(self, batches: list[Batch]) -> list[Tensor]:
         """How much each micro-batch's mean over labelled source pixels counts, so that the mean over micro-batches
         and processes is the mean over all labelled pixels of the global batch: its pixels over their mean number."""
         counts = torch.stack([(batch.src_label != IGNORE).sum() for batch in batches]).float()
@@ -104,10 +107,10 @@ class Trainer(ABC):
         is the mean over the global batch's labelled pixels.
         """
         align_corners = self.segmenter.config.align_corners
-        parts = {"loss/seg": self.share * upsampled_cross_entropy(scores.main, label, align_corners)}
+        parts = {"loss/seg": self.source_weight * upsampled_cross_entropy(scores.main, label, align_corners)}
         if scores.aux is None:
             return parts["loss/seg"], parts
-        parts["loss/seg_aux"] = self.share * upsampled_cross_entropy(scores.aux, label, align_corners)
+        parts["loss/seg_aux"] = self.source_weight * upsampled_cross_entropy(scores.aux, label, align_corners)
         return parts["loss/seg"] + lambda_aux * parts["loss/seg_aux"], parts
 
     def translate(self, image: Tensor) -> Tensor:
@@ -125,7 +128,7 @@ class Trainer(ABC):
 
     def warm_in(self, start: int, steps: int) -> float:
         """0 before update `start`, then rising linearly, 1 from `start + steps` on."""
-        return min(max((self.now - start) / max(steps, 1), 0.0), 1.0) if self.now < start + steps else 1.0
+        return min(max((self.iteration - start) / max(steps, 1), 0.0), 1.0) if self.iteration < start + steps else 1.0
 
     def view(self, image: Tensor) -> Tensor:
         """uint8 RGB (B, 3, H, W) -> float RGB in [0, 1] with the configured colour jitter and blur."""

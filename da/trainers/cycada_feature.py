@@ -55,6 +55,8 @@ class Config(SegmenterSGD):
 
 
 class Trainer(base.Trainer):
+    headline = {"loss/seg": "loss", "d/gate": "gate open"}
+
     def __init__(self, config: base.Experiment) -> None:
         super().__init__(config)
         self.method: Config = config.method
@@ -96,7 +98,7 @@ class Trainer(base.Trainer):
 
         # f: target features should pass for source features, where D has something to teach
         right = 0.5 * (scalars["d/accuracy_source"] + scalars["d/accuracy_target"])
-        accuracy = self.accuracy.add(right, self.now)
+        accuracy = self.accuracy.add(right, self.iteration)
         gate_open = (accuracy >= m.gate).float()
         base.freeze([self.d], True)
         loss_adv = two_way_domain_loss(self.d(h_t), SOURCE_DOMAIN)  # L_adv

@@ -63,6 +63,7 @@ class Config(Section):
 
 class Trainer(base.Trainer):
     is_translation: ClassVar[bool] = True
+    headline = {"loss/cycle": "cycle loss", "agreement/st": "agreement"}
 
     def __init__(self, config: base.Experiment) -> None:
         super().__init__(config)
@@ -77,7 +78,7 @@ class Trainer(base.Trainer):
         self.g_st, self.g_ts = (Generator(m.blocks, m.width, m.upsampling) for _ in range(2))
         self.d_s, self.d_t = PatchDiscriminator(m.width), PatchDiscriminator(m.width)
         self.segmenter = PSPNet(config.model, len(self.classes))  # f_s
-        self.judged = config.init is not None
+        self.segmenter_is_trained = config.init is not None
         base.freeze([self.segmenter], True)
 
         self.modules = {"g_st": self.g_st, "g_ts": self.g_ts, "d_s": self.d_s, "d_t": self.d_t}
@@ -141,7 +142,7 @@ class Trainer(base.Trainer):
         if label is None:
             label = confident_labels(wanted, self.method.sem_confidence)
             return (label != IGNORE).float().mean() * cross_entropy(scores, label), agreement  # mean over all pixels
-        return self.share * cross_entropy(scores, label), agreement  # ground truth, with unlabelled pixels
+        return self.source_weight * cross_entropy(scores, label), agreement  # ground truth, with unlabelled pixels
 
     def segment(self, image: Tensor) -> Tensor:
         """f_s: logits at the size of a picture in [-1, 1]."""

@@ -72,9 +72,9 @@ def _passes_of_updates(folder: Path, rank: int) -> None:
     f, d, _ = _networks()
     d.requires_grad_(False)  # trained all the same, later
 
-    def passes(usual: int) -> Iterator[int]:
+    def passes(expected: int) -> Iterator[int]:
         gradients = Gradients([*f.parameters(), *d.parameters()])
-        gradients.usual = usual
+        gradients.expected = expected
         seen = []
         gradients.ddp.module.always.register_hook(lambda _: seen.append(1))
         while True:

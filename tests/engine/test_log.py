@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams import metadata
 from tiny import tiny
 
 from da.engine import run_files
-from da.engine.log import RunLog
+from da.engine.log import Progress, RunLog
 from da.run import train
 
 ROW = (metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG)
@@ -104,3 +104,14 @@ def test_a_full_disk_is_raised_in_the_run_and_printed_by_no_thread(tmp_path, mon
     other.start()
     other.join()
     assert len(printed) == 1
+
+
+def test_a_log_line_says_what_a_person_asks(capsys):
+    progress = Progress(0, 600, {"loss/seg": "loss"})
+    scalars = {"loss/seg": 1.1474, "loss/d_main": 0.69, "d/accuracy_source": 0.62, "d/accuracy_target": 0.48}
+    speed = {"speed/images_per_second": 9.587, "speed/waiting_for_data": 0.014}
+    progress.report(300, scalars | speed)
+    said = capsys.readouterr().out
+    assert re.fullmatch(r"step 300/600  loss 1.15  discriminators right 55%  9.59 images/s  ETA \d+m\d\ds\n", said)
+    progress.report(300, {"loss/seg": 1.1474, **speed, "speed/waiting_for_data": 0.35})
+    assert "loss 1.15  9.59 images/s  waiting for data 35%  ETA" in capsys.readouterr().out

@@ -26,13 +26,15 @@ class Batch:
 class Method:
     """Loss is not a number in the update that sees batch `bad`."""
 
+    headline = {"loss/fit": "loss"}
+
     def __init__(self, bad: int | None = None) -> None:
         self.bad, self.layer = bad, nn.Linear(1, 1)
         self.modules = {"layer": self.layer}
         self.optimizers = {"layer": torch.optim.SGD(self.layer.parameters(), lr=0.1)}
         self.memory = {}
 
-    def shares(self, batches):
+    def source_weights(self, batches):
         return [torch.ones(()) for _ in batches]
 
     def step(self, batch, backward):

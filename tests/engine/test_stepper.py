@@ -29,7 +29,7 @@ class Linear:
         self.optimizers = {"layer": torch.optim.SGD(groups, momentum=0.9)}
         self.memory = {}
 
-    def shares(self, batches):
+    def source_weights(self, batches):
         return [torch.ones(()) for _ in batches]
 
     def step(self, batch, backward):

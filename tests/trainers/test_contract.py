@@ -114,9 +114,9 @@ def test_micro_batches_count_by_their_labelled_pixels(make):
     micro = [batch() for _ in range(4)]
     for one in micro:
         one.src_label.fill_(255)
-    assert torch.stack(make("source_only").shares(micro)).tolist() == [0, 0, 0, 0]
+    assert torch.stack(make("source_only").source_weights(micro)).tolist() == [0, 0, 0, 0]
     micro[0].src_label[0, 0, 0] = 3
-    assert torch.stack(make("source_only").shares(micro)).tolist() == [4, 0, 0, 0]
+    assert torch.stack(make("source_only").source_weights(micro)).tolist() == [4, 0, 0, 0]
 
 
 def test_source_only_never_opens_the_target(tmp_path, gta5_root, cityscapes_root):

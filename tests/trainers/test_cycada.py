@@ -147,7 +147,7 @@ class TestPixel:
 
     def gradient_of_g(self, make, *settings: str, now: int = 0) -> torch.Tensor:
         trainer = make("cycada_pixel", *settings)
-        trainer.now = now
+        trainer.iteration = now
         trainer.step(batch(), backward)
         return torch.cat([gradient.flatten() for gradient in gradients([trainer.g_st])])
 
@@ -266,7 +266,7 @@ class TestFeature:
         assert trainer.step(batch(), backward)["d/gate"] == 0  # nothing is known of D yet
         for update, accuracy in ((1, 0.1), (2, 0.9), (3, 0.3)):
             trainer.accuracy.add(torch.tensor(accuracy), update)
-        trainer.now = 4
+        trainer.iteration = 4
         scalars = trainer.step(batch(), backward)
         torch.testing.assert_close(scalars["d/accuracy"], torch.tensor(0.6))
         assert scalars["d/gate"] == 1
