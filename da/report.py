@@ -56,7 +56,8 @@ def report(folders: Sequence[Path], table: str | None, root: Path, out: Path, pi
     reasons = [f"{b.experiment}: {b.apart}" for b in blocks if b.apart]
     for text in dict.fromkeys([*(note for b in blocks for row in b.rows for note in row.notes), *reasons, *remarks]):
         say(text)
-    found = f"{len(runs)} runs" if runs else f"no run below {root / str(table)}"
+    number = f"{len(runs)} run" + "s" * (len(runs) > 1)
+    found = number if runs else f"no run below {root / str(table)}"
     say(f"{found}; wrote {out}/index.html, table.md, table.csv, table.tex")
 
 

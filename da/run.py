@@ -37,6 +37,7 @@ from da.engine.stop import StopRequests, seconds
 from da.evaluation import visualize
 from da.evaluation.infer import predict_entropy, predict_labels
 from da.evaluation.metrics import ConfusionMatrix, scores
+from da.evaluation.reference import read_references
 from da.evaluation.report import table
 from da.labels import DEFAULT, IGNORE, LabelSpace, label_space
 from da.nets.weights import load_modules
@@ -117,7 +118,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     summary = dist.gather(run_files.read_summary(where))[0]  # a shared folder may look older to other machines
     if summary:
         say(f"{where} is finished; delete it to train again, or give a new run its own name=... or seed=...")
-        _tell(where, summary)
+        _tell(where, config, summary)
         return
     if dist.is_main():
         run_files.describe_environment(where, device)
@@ -338,16 +339,19 @@ def _finish(where: Path, config: base.Experiment, best: dict[str, Any], seconds:
         **note,
     }
     run_files.write_text(where / "summary.json", json.dumps(summary, indent=2) + "\n")
-    _tell(where, summary)
+    _tell(where, config, summary)
 
 
-def _tell(where: Path, summary: dict[str, Any]) -> None:
+def _tell(where: Path, config: base.Experiment, summary: dict[str, Any]) -> None:
     best = summary["best"]
+    before = read_references().get(config.experiment)
     if "note" in summary:
         say(f"{summary['run']}: {summary['note']}")
     else:
         say(table([summary]))
         say(f"best on validation: {best['val/mIoU']:.2f} at step {best['step']} (chosen with target labels)")
+        if before and before.fits(summary):
+            say(before.text(config.name, config.seed, summary["scores"]["mIoU"]))
     say(f"pictures and curves: tensorboard --logdir {where.parent} (runs side by side: tab Custom Scalars)")
 
 

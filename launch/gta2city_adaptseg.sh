@@ -20,3 +20,6 @@ done
 source "$here/lib.sh"
 
 train_table gta2city "GTA5_ROOT CITYSCAPES_ROOT" adaptsegnet_multi "$@"
+run_next "bash launch/gta2city_source_only.sh" "the baseline; the page then shows both" \
+  "EXPERIMENT=oracle bash launch/gta2city_source_only.sh" "the upper bound: the target's own labels" \
+  "bash launch/gta2city_cycada.sh" "another method"

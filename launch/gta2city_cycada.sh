@@ -95,3 +95,5 @@ for name in $stages; do
 done
 run_alone evaluate "$(run source_only)" "$(run cycada_feature_only)" "$(run cycada_pixel_segmenter)" \
   "$(run cycada_feature)" "$(run oracle)"
+write_page "$table"
+run_next "bash launch/gta2city_adaptseg.sh" "another method; the page then shows both"

@@ -20,3 +20,5 @@ done
 source "$here/lib.sh"
 
 train_table gta2city "GTA5_ROOT CITYSCAPES_ROOT" source_only "$@"
+run_next "bash launch/gta2city_adaptseg.sh" "an adaptation; the page then shows both" \
+  "EXPERIMENT=oracle bash launch/gta2city_source_only.sh" "the upper bound: the target's own labels"

@@ -8,7 +8,7 @@
 #   SEEDS="0 1 2"
 #   METHODS="source_only oracle"    some of them; cycada_* need source_only, cycada_feature also cycada_pixel_segmenter
 #   JOBS=2                      runs at a time, one thread each
-#   REPORT=report/PAIR          folder of the page
+#   RUNS=runs                   folder of all runs; the page is written to RUNS/report/PAIR
 
 for here in "$(dirname "$0")" launch; do
   [ ! -e "$here/lib.sh" ] || break
@@ -20,7 +20,6 @@ shift
 [ -d "experiments/$pair" ] || { echo "error: no experiments/$pair; pairs: mini, day2dusk, drawn2real" >&2; exit 2; }
 SEEDS=${SEEDS:-0 1 2}
 JOBS=${JOBS:-$(nproc)}
-REPORT=${REPORT:-report/$pair}
 first="source_only"
 second="oracle adaptsegnet_target_forward adaptsegnet_single adaptsegnet_multi cycada_pixel cycada_feature_only"
 METHODS=${METHODS:-$first $second cycada_pixel_segmenter cycada_feature}
@@ -73,5 +72,5 @@ step "$first"
 step $second
 step cycada_pixel_segmenter
 step cycada_feature
-"$PYTHON" -m da report --table "$pair" --runs "$RUNS" -o "$REPORT"
+write_page "$pair"
 exit "$failed"

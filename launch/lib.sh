@@ -40,6 +40,12 @@ assert all(importlib.util.find_spec(name) for name in sys.argv[1:])
 PY
 }
 
+packages_named() { # pip's own lines are many; of them each package with its size as it is fetched
+  awk '/^ *(Downloading|Using cached) / && !/metadata/ {sub(/^ *(Downloading|Using cached) /, ""); sub(/-(py[23]|cp3).*whl/, "")
+      print "  " $0; fflush()}
+    /^Installing collected packages/ {print "  unpacking them, one to three minutes ..."; fflush()}'
+}
+
 find_python() {
   local candidate
   if [ -n "${PYTHON:-}" ]; then
@@ -67,13 +73,14 @@ find_python() {
     exit 2
   fi
   trap 'rmdir .venv.lock' EXIT
-  echo "The active Python lacks the packages; installing requirements.txt into .venv ..."
+  echo "The active Python lacks the packages. Installing requirements.txt into $PWD/.venv: 6 GB on the disk, mostly torch;"
+  echo "some minutes, as the network is:"
   if [ ! -e .venv ] && ! python3 -m venv .venv; then
     rm -rf .venv
     echo "error: python3 -m venv failed; on Debian install python3-venv" >&2
     exit 2
   fi
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+  .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -r requirements.txt | packages_named
   rmdir .venv.lock
   trap - EXIT
   PYTHON=.venv/bin/python
@@ -94,12 +101,29 @@ choose_table() {
 }
 
 # train_table TABLE ROOTS NAME [section.key=value ...]
-# Trains NAME.yaml of experiments/TABLE, or of experiments/mini where a root is not set. EXPERIMENT replaces NAME.
-# Returns what `run_on` returns.
+# Trains NAME.yaml of experiments/TABLE, or of experiments/mini where a root is not set, and writes the page that compares
+# the runs of that table. EXPERIMENT replaces NAME. Returns what `run_on` returns.
 train_table() {
   local table
   table=$(choose_table "$1" "$2")
-  train_file "experiments/$table/${EXPERIMENT:-$3}.yaml" "${@:4}"
+  train_file "experiments/$table/${EXPERIMENT:-$3}.yaml" "${@:4}" || return
+  write_page "$table"
+}
+
+# write_page TABLE: of all its runs. Where it cannot be written, it says why, and what was trained is finished all the
+# same. Returns what stopped it, as `run_on` does, else 0.
+write_page() {
+  local code=0
+  run_alone report --table "$1" --runs "$RUNS" -o "$RUNS/report/$1" || code=$?
+  case $code in 75 | 130 | 143) return "$code" ;; esac
+}
+
+# run_next COMMAND WHAT ...: what a person may run now.
+run_next() {
+  if [ -z "${SLURM_JOB_ID:-}" ]; then
+    echo "next:"
+    printf '  %-62s # %s\n' "$@"
+  fi
 }
 
 # train_file FILE.yaml [section.key=value ...]

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pty
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,10 @@ def test_without_roots_the_miniature_runs_and_says_so(script, name, tmp_path, gt
     assert "GTA5_ROOT is not set, so this runs the miniature" in done.stderr
     assert (tmp_path / f"runs/mini/{name}-seed0/summary.json").exists()
     assert "mIoU" in done.stdout
+    page = tmp_path / "runs/report/mini/index.html"
+    assert name in page.read_text()
+    assert f"1 run; wrote {page}" in done.stdout
+    assert done.stdout.partition("next:")[2].count("  bash launch/") == {"source_only": 1}.get(name, 2)
 
 
 def test_with_roots_the_full_experiment_runs(tmp_path, gta5_root, cityscapes_root):
@@ -222,6 +227,17 @@ def test_seeds_with_a_mistake_are_not_submitted(words, said, tmp_path):
     assert done.returncode == 2
     assert f"error: {said}" in done.stderr
     assert not (tmp_path / "called").exists()
+
+
+def test_the_packages_are_named_as_they_are_fetched():
+    pip = ["Collecting a (from -r requirements.txt)", "Downloading a-1.0-py3-none-any.whl.metadata (2 kB)"]
+    pip += ["  Downloading a-1.0-cp311-cp311-manylinux_2_28_x86_64.whl (888.1 MB)", "Using cached b-2.0.tar.gz (1 kB)"]
+    pip += ["Downloading c_d-0.1.0-py2.py3-none-any.whl (17 MB)", "Installing collected packages: a, b", "Successfully"]
+    call = f"source launch/lib.sh; printf '%s\\n' {shlex.join(pip)} | packages_named"
+    done = subprocess.run(["bash", "-c", call], cwd=REPOSITORY, capture_output=True, text=True)
+    named = ["a-1.0 (888.1 MB)", "b-2.0.tar.gz (1 kB)", "c_d-0.1.0 (17 MB)"]
+    assert done.stdout.split("\n")[:3] == [f"  {package}" for package in named]
+    assert "unpacking" in done.stdout.split("\n")[3]
 
 
 def test_a_python_without_the_packages_is_refused():

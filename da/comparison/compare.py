@@ -17,6 +17,7 @@ import numpy as np
 from da.comparison.published import Published, PublishedRow
 from da.config import UserError, difference, flatten, parse_yaml
 from da.evaluation.infer import EvalConfig
+from da.evaluation.reference import Reference, mean_std, read_references
 from da.evaluation.report import classes_of, describe_images
 from da.labels import DEFAULT, LabelSpace, label_space
 
@@ -173,6 +174,7 @@ class Block:
         others: all other rows; never compared.
         apart: why rows of the same protocol are among the others; empty where none are.
         classes: what was scored.
+        reference: what this project measured before under the same protocol on the same images.
     """
 
     experiment: str
@@ -184,6 +186,7 @@ class Block:
     others: list[PublishedRow] = field(default_factory=list)
     apart: str = ""
     classes: LabelSpace = field(default_factory=lambda: label_space(DEFAULT))
+    reference: Reference | None = None
 
     @property
     def subset(self) -> str:
@@ -342,6 +345,7 @@ def compare(runs: Sequence[Run], published: Published, expected: Sequence[str] =
         UserError: two run folders that would be the same seed of the same row.
     """
     names = {run.name for run in runs}
+    references = read_references()
     places = _places(runs)
     _refuse_twins(runs, places)
     groups = _group(runs)
@@ -360,7 +364,11 @@ def compare(runs: Sequence[Run], published: Published, expected: Sequence[str] =
         missing = [name for name in expected if name not in names] if not blocks else []
         others = [p for p in here if p not in same]
         classes = label_space(json.loads(key.classes))
-        blocks.append(Block(key.experiment, protocol, _data(key, groups), rows, missing, same, others, apart, classes))
+        before = references.get(key.experiment)
+        if before and not before.fits({"protocol": protocol, "images": json.loads(key.images)}):
+            before = None
+        data = _data(key, groups)
+        blocks.append(Block(key.experiment, protocol, data, rows, missing, same, others, apart, classes, before))
     return blocks
 
 
@@ -531,11 +539,3 @@ def ablations(block: Block) -> list[tuple[str, list[str], list[list[str]]]]:
 
 def _value(value: Any) -> str:
     return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def mean_std(values: Sequence[float]) -> str:
-    """`33.9 ± 0.6`, the sample standard deviation; one value stands alone, none is `-`."""
-    if not values:
-        return "-"
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{spread}"

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from da.comparison import charts, tables
-from da.comparison.compare import BASELINE, ORACLE, Block, Row, ablations, mean_std
+from da.comparison.compare import BASELINE, ORACLE, Block, Row, ablations
 from da.comparison.published import Published
+from da.evaluation.reference import mean_std
 
 PICTURE_WIDTH = 480  # pixels that an embedded picture has at most
 CURVES = {  # tag -> title

@@ -5,13 +5,15 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from da.comparison.compare import TRANSLATED, Block, Row, mean_std
+from da.comparison.compare import TRANSLATED, Block, Row
 from da.comparison.published import Published, PublishedRow
+from da.evaluation.reference import mean_std
 from da.evaluation.report import OF_TRANSLATION, describe_protocol
 
 MARK = "†"  # quoted from memory
 WRAPPED = r">{\raggedright\arraybackslash}p{%s\linewidth}"  # a column of text in LaTeX
 ORIGIN = "checkpoint; source"
+BEFORE = "measured before°"
 BEST = "best on validation (target labels)"
 
 
@@ -34,10 +36,13 @@ def signed(value: float | None) -> str:
 def main_table(block: Block) -> tuple[list[str], list[Line]]:
     """Own rows, experiments without a result, and published rows of the same protocol; the header first."""
     others = [block.classes.means[subset] for subset in _other_means(block)]
-    ours = ["over source only", "gap closed, %", "best on validation*", "published", "difference", "seeds"]
+    gains = ["over source only", "gap closed, %", "best on validation*"]
+    ours = [*gains, BEFORE, "published", "difference", "seeds"]
     header = ["method", f"{means(block)[block.subset]}, last", *others, *ours, "backbone", ORIGIN]
     lines = [_own(block, row) for row in block.rows]
-    lines += [Line("absent", [name, "not run", *[""] * (len(header) - 2)]) for name in block.missing]
+    for name in block.missing:
+        gap = [""] * (len(others) + len(gains))
+        lines.append(Line("absent", [name, "not run", *gap, _before(block, name), *[""] * 5]))
     lines += [_published(block, row) for row in block.published]
     return _filled(header, lines)
 
@@ -60,7 +65,9 @@ def _filled(header: Sequence[str], lines: Sequence[Line]) -> tuple[list[str], li
 def _own(block: Block, row: Row) -> Line:
     others = [block.classes.means[subset] for subset in _other_means(block)]
     if not row.is_scored:
-        return Line("absent", [row.title, row.runs[0].state, *[""] * (len(others) + 6), row.network, ""])
+        gap = [""] * (len(others) + 3)
+        before = [_before(block, row.name), "", "", ""]
+        return Line("absent", [row.title, row.runs[0].state, *gap, *before, row.network, ""])
     theirs = difference = ""
     if found := block.comparison(row):
         over = "" if found.subset == block.subset else f" ({block.classes.means[found.subset]})"
@@ -75,6 +82,7 @@ def _own(block: Block, row: Row) -> Line:
             signed(block.gain(row)),
             _closed(block, row),
             mean_std([row.best[seed]["mIoU"] for seed in sorted(row.best)]),
+            _before(block, row.name),
             theirs,
             difference,
             ", ".join(map(str, sorted(row.scores or row.best))),
@@ -82,6 +90,11 @@ def _own(block: Block, row: Row) -> Line:
             "",
         ],
     )
+
+
+def _before(block: Block, experiment: str) -> str:
+    values = block.reference.rows.get(experiment) if block.reference else None
+    return mean_std(values) if values else ""
 
 
 def _closed(block: Block, row: Row) -> str:
@@ -97,7 +110,7 @@ def _published(block: Block, row: PublishedRow) -> Line:
     figure = _exact(row.mean(block.subset))
     return Line(
         "published",
-        [_marked(row), "", *others, "", "", "", figure, "", "", row.backbone, f"{row.checkpoint}; {row.source}"],
+        [_marked(row), "", *others, "", "", "", "", figure, "", "", row.backbone, f"{row.checkpoint}; {row.source}"],
     )
 
 
@@ -143,6 +156,8 @@ def block_notes(block: Block) -> list[str]:
     if any(row.is_scored for row in block.rows):
         found.append("mIoU of the last checkpoint, in percent, mean ± sample standard deviation over the seeds named.")
         found.append("* The checkpoint with the highest validation score: it was chosen with target labels.")
+    if block.reference:
+        found.append(f"° By this project with the shipped recipes: {block.reference.origin()}.")
     if block.published:
         found.append(
             "Published rows stand under the same input size, labels and scales; their networks (column backbone), "
@@ -385,6 +400,7 @@ LATEX = str.maketrans(
         ">": "$>$",
         "±": r"$\pm$",
         MARK: r"$^\dagger$",
+        "°": r"$^\circ$",
         TRANSLATED: r"$^\ddagger$",
     }
 )

@@ -15,6 +15,7 @@ from tiny import tiny
 from da.cli import main
 from da.comparison import compare, page, published, tables
 from da.config import UserError
+from da.evaluation.reference import mean_std, read_references
 from da.evaluation.report import table
 from da.report import _completed
 from da.run import load_config
@@ -320,6 +321,19 @@ def test_a_result_in_another_precision_replaces_nothing(tmp_path):
     (block,) = blocks_of(tmp_path / "mini")
     assert block.row("oracle").values("mIoU") == [50.0]
     assert any("scored in fp16, the run's own is bf16" in note for note in tables.notes([block]))
+
+
+def test_what_was_measured_before_stands_beside_runs_of_the_same_images(tmp_path):
+    before = read_references()["mini"]
+    write_run(tmp_path, "source_only", 0, 28.0, images={"count": 60, "size": [320, 160], "hash": before.images})
+    (block,) = compare.compare(compare.find_runs([tmp_path / "mini"]), LITERATURE, ["source_only", "oracle"])
+    table = table_of(block)
+    assert table["source_only"][tables.BEFORE] == mean_std(before.rows["source_only"])
+    assert table["oracle"][tables.BEFORE] == mean_std(before.rows["oracle"])
+    assert any(note.startswith("°") and before.date in note for note in tables.notes([block]))
+    assert "°" not in tables.latex([block], LITERATURE)
+    write_run(tmp_path, "oracle", 0, 50.0, images=CAMVID)
+    assert [bool(b.reference) for b in compare.compare(compare.find_runs([tmp_path / "mini"]), LITERATURE)] == [True, False]
 
 
 def test_own_rows_are_compared_with_published_ones_of_cityscapes_alone(tmp_path):
