@@ -16,10 +16,10 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class UserError(Exception):
@@ -33,6 +33,7 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
+Pixels = Annotated[int, Field(ge=1, le=2**15)]  # width or height of an image
 # The YAML files of experiments and tables: beside the package in a checkout, inside it where it is installed.
 _INSTALLED = Path(__file__).with_name("experiments")
 EXPERIMENTS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "experiments"

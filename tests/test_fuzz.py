@@ -66,6 +66,18 @@ def test_every_key_with_values_of_every_kind(path: Path, monkeypatch):
     assert works
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["data.source.crop=[40000, 8]", "data.target.size=[8, 40000]", "data.workers=2000", "eval.sliding={crop: [8, 64]}"],
+)
+def test_sizes_beyond_sense_are_refused_before_anything_starts(setting, capsys):
+    file = str(REPOSITORY / "experiments/mini/adaptsegnet_multi.yaml")
+    assert main(["train", file, setting, "--check"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: command line: {setting.partition('=')[0]}")
+    assert "equal to" in line
+
+
 ODD = (
     *("seed=-1", "data.source.crop=[1, 1]", "data.source.scale=[1e-9, 1e-9]", "data.source.size=[1, 1]"),
     *("eval.input_size=[1, 1]", "eval.scales=[0.001]", "eval.sliding={crop: [32, 1]}", "eval.crf={}", "model.bins=[]"),

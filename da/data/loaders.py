@@ -22,7 +22,6 @@ from pydantic import (
     AfterValidator,
     Discriminator,
     Field,
-    NonNegativeInt,
     PlainSerializer,
     PositiveInt,
     Tag,
@@ -70,7 +69,7 @@ class DataConfig(Section):
     target: Domains | None = None  # unlabelled images to adapt to; its labels are never read
     val: FolderConfig  # labelled images to score on; the evaluation protocol decides the input size
     batch_size: PositiveInt = 1  # images per domain and update, over all processes and micro-batches
-    workers: NonNegativeInt = 2  # loader processes per training process; no effect on the batches
+    workers: int = Field(2, ge=0, le=1024)  # loader processes per training process; no effect on the batches
     jitter: float = Field(0.0, ge=0, le=0.5)  # colour jitter strength, applied on the device
     blur: float = Field(0.0, ge=0, le=1)  # probability of Gaussian blur, applied on the device
 

@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from da.config import Section, UserError
+from da.config import Pixels, Section, UserError
 from da.data import folders
 from da.labels import IGNORE
 
@@ -65,9 +65,9 @@ class FolderConfig(Section):
 class DomainConfig(FolderConfig):
     """One stream of training images: where they lie and how they are cut. Sizes are (width, height) in pixels."""
 
-    size: tuple[PositiveInt, PositiveInt] | None = None  # the papers' fixed resize; None keeps the file's own size
+    size: tuple[Pixels, Pixels] | None = None  # the papers' fixed resize; None keeps the file's own size
     scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)  # range of a random factor on top of `size`
-    crop: tuple[PositiveInt, PositiveInt] | None = None  # random crop, padded where the image is smaller
+    crop: tuple[Pixels, Pixels] | None = None  # random crop, padded where the image is smaller
     flip: bool = False  # mirror left and right in half of the draws
     weight: PositiveFloat = 1.0  # of several entries: the samples drawn from this one, relative to the others
     labels: PositiveInt | None = None  # keep that many labelled images and leave the others out; None keeps all

@@ -11,11 +11,11 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torchvision.transforms import v2
 
-from da.config import Section, UserError
+from da.config import Pixels, Section, UserError
 from da.evaluation import crf
 from da.evaluation.crf import CRFConfig
 from da.labels import MergeMap
@@ -27,19 +27,22 @@ STRIP_BYTES = {"cpu": 2**21, "cuda": 2**26}
 STRIP_ROWS = 16  # at least: of fewer, the rows of logits that two strips share would be widened again and again
 
 
+Window = Annotated[Pixels, Field(ge=16)]  # smaller ones would take hours
+
+
 class SlidingConfig(Section):
     """Windows that cover the image; where they overlap their scores are averaged."""
 
-    crop: tuple[PositiveInt, PositiveInt]  # (width, height) of a window; cut to the image where that is smaller
+    crop: tuple[Window, Window]  # (width, height) of a window; cut to the image where that is smaller
     stride: float = Field(2 / 3, gt=0, le=1)  # from window to window, as a share of the crop
 
 
 class EvalConfig(Section):
     """The protocol a number was measured under; it is stored beside the number."""
 
-    input_size: tuple[PositiveInt, PositiveInt] | None = None  # (width, height) the image is resized to; None = as is
+    input_size: tuple[Pixels, Pixels] | None = None  # (width, height) the image is resized to; None = as is
     resize: Literal["bicubic", "bilinear"] = "bicubic"  # of images, with antialiasing
-    label_size: tuple[PositiveInt, PositiveInt] | None = None  # labels shrunk to it (nearest); None = full resolution
+    label_size: tuple[Pixels, Pixels] | None = None  # labels shrunk to it (nearest); None = full resolution
     align_corners: bool = False  # when logits are upsampled; what `model.align_corners` was in training fits
     classes: int | str | None = None  # subset of `data.classes` that the headline mIoU is averaged over; None: all
     # Where the data have other classes than the checkpoint: class of the data -> classes of the checkpoint that count
