@@ -210,6 +210,14 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--small", action="store_true", help="tiny sizes, only to see that it works")
     bench.add_argument("--json", type=Path, default=Path("bench.json"), help="file to write (default: bench.json)")
     bench.set_defaults(call=_bench)
+
+    environment = commands.add_parser(
+        "environment",
+        help="print versions, device and settings, for a fault report",
+        description="Print versions of da and its packages, CPU, memory and GPUs, and the environment variables that "
+        "change speed or bits. User, host and folders are not named: of a variable that holds a folder it says `set`.",
+    )
+    environment.set_defaults(call=_environment)
     return top
 
 
@@ -531,4 +539,12 @@ def _bench(options: argparse.Namespace) -> int:
     done = bench.run(parts, pick_device(options.device), options.rounds, options.small, keep)
     say(bench.table(done))
     say(f"written to {options.json}")
+    return 0
+
+
+def _environment(options: argparse.Namespace) -> int:
+    from da.engine.log import say
+    from da.environment import describe
+
+    say(describe())
     return 0

@@ -149,13 +149,11 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
             picture = visualize.grid(pictures, titles, config.data.classes)
             if trainer.segmenter_is_trained:
                 loop.log.picture(step, "val/examples", picture)
-            if step == config.run.steps:
-                loop.log.result(
-                    step, hyperparameters(config), [f"val/{key}" for key in config.data.classes.means.values()]
-                )
         found = scores(counts, config.data.classes, config.eval.classes)
         if limit is None and np.isnan(found["mIoU"]):
             raise UserError(f"eval.classes: none of these {config.eval.classes} classes is in the labels of data.val")
+        if loop.log and limit is None and step == config.run.steps:
+            loop.log.result(step, hyperparameters(config), found["mIoU"])
         return {f"val/{name}": value for name, value in found.items()}
 
     def show(step: int, batch: Batch) -> None:
@@ -387,14 +385,19 @@ def _identity(val: FolderConfig) -> dict[str, Any]:
     return {"count": len(samples), "size": size, "hash": digest.hexdigest()[:12]}
 
 
-def hyperparameters(config: base.Experiment) -> dict[str, str | int]:
-    """What TensorBoard's HParams tab tells runs apart by."""
+def hyperparameters(config: base.Experiment) -> dict[str, Any]:
+    """What TensorBoard's HParams tab tells runs apart by, under the keys that settings have."""
+    streams = {"source": config.data.source, "val": (config.data.val,)}
+    if config.data.target and base.find(config.trainer).Trainer.uses_target:
+        streams["target"] = config.data.target
+    sections = {"model": config.model.model_dump(mode="json"), "method": config.method.model_dump(mode="json")}
     return {
-        "method": config.trainer,
-        "experiment": config.name,
-        "backbone": config.model.backbone,
-        "weights": config.model.weights,
-        "seed": config.seed,
+        **{key: getattr(config, key) for key in ("trainer", "name", "seed")},
+        **{f"data.{key}": " + ".join(entry.dataset for entry in entries) for key, entries in streams.items()},
+        "data.batch_size": config.data.batch_size,
+        "run.steps": config.run.steps,
+        "run.precision": config.run.precision,
+        **flatten(sections),
     }
 
 

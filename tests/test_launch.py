@@ -419,9 +419,9 @@ def test_the_scripts_can_be_called_by_their_names():
     assert not [path.name for path in scripts if not os.access(path, os.X_OK)]
 
 
-@pytest.mark.parametrize("missing", ["slurmctld", "slurmd", "sbatch", "munged", "shellcheck", None])
+@pytest.mark.parametrize("missing", ["slurmctld", "slurmd", "sbatch", "munged", "shellcheck", "chromium", None])
 def test_ci_installs_what_is_missing(missing, tmp_path):
-    programs = {"slurmctld", "slurmd", "sbatch", "munged", "shellcheck", "bash"} - {missing}
+    programs = {"slurmctld", "slurmd", "sbatch", "munged", "shellcheck", "chromium", "bash"} - {missing}
     for name in (*programs, "apt-get"):
         (tmp_path / name).write_text(f'#!/bin/sh\n: >"{tmp_path}/{name}.called"\n')
         (tmp_path / name).chmod(0o755)

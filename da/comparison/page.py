@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -121,10 +122,15 @@ def _headline(block: Block) -> str:
 
 def _table(header: Sequence[str], lines: Sequence[tables.Line], kind: str = "") -> str:
     """A table sortable by column; `narrow` turns its column heads upright."""
-    head = "".join(f'<th scope="col"><button type="button">{_breakable(cell)}</button></th>' for cell in header)
+    columns = zip(*(line.cells[1:] for line in lines))
+    kinds = ["", *(" class=long" * (max(map(len, cells)) > 30) for cells in columns)]
+    head = "".join(
+        f'<th scope="col"{long}><button type="button">{_breakable(cell)}</button></th>'
+        for cell, long in zip(header, kinds)
+    )
     body = "".join(
         f'<tr class="{line.kind}"><th scope="row">{_breakable(line.cells[0])}</th>'
-        + "".join(f"<td{' class=long' * (len(cell) > 30)}>{escape(cell)}</td>" for cell in line.cells[1:])
+        + "".join(f"<td{long}>{escape(cell)}</td>" for cell, long in zip(line.cells[1:], kinds[1:]))
         + "</tr>"
         for line in lines
     )
@@ -240,8 +246,8 @@ def _card(caption: str, pictures: str) -> str:
 
 
 def _breakable(name: str) -> str:
-    """Long names may be broken after a dot or an underscore."""
-    return escape(name).replace("_", "_<wbr>").replace(".", ".<wbr>")
+    """Long names may be broken after a dot or an underscore, and not before their mark († or ‡)."""
+    return re.sub(r" (?=[†‡])", "&nbsp;", re.sub(r"([_.])", r"\1<wbr>", escape(name)))
 
 
 def _image(picture: np.ndarray, photograph: bool = False) -> str:

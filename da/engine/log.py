@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -94,12 +94,20 @@ class RunLog:
         """`picture`: (H, W, 3) uint8 RGB."""
         self._board.add_image(tag, picture, step, dataformats="HWC")
 
-    def result(self, step: int, settings: Mapping[str, str | int], metrics: Sequence[str]) -> None:
-        """A row of TensorBoard's HParams tab: `settings`, and the last value of each scalar named in `metrics`."""
+    def result(self, step: int, settings: Mapping[str, Any], miou: float) -> None:
+        """A row of TensorBoard's HParams tab.
+
+        Its columns are the settings of all runs, those that differ first, and all scalars in the order of their names,
+        and of each it shows the first five until others are ticked. A capital letter makes `Result/mIoU` the first.
+        The list of columns that `hparams` makes as well is left out: TensorBoard takes one run's list for all runs, and
+        so hides what only other methods have.
+        """
         from torch.utils.tensorboard.summary import hparams
 
-        for summary in hparams(dict(settings), dict.fromkeys(metrics, 0.0)):  # values are read from the curves
+        _, begin, end = hparams({key: _cell(value) for key, value in settings.items()}, {})
+        for summary in (begin, end):
             self._writer.add_summary(summary, step)
+        self._board.add_scalar("Result/mIoU", miou, step)
 
     def flush(self) -> None:
         """Hand everything to the disk, as before a checkpoint."""
@@ -110,6 +118,11 @@ class RunLog:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def _cell(value: Any) -> str | int | float:
+    """A setting as TensorBoard takes it: a number or a text; all else as one would type it."""
+    return value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
 
 
 def _date_back(folder: Path) -> None:

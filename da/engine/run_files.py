@@ -129,7 +129,7 @@ def describe_environment(folder: Path, device: torch.device) -> None:
         "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "host": platform.node(),
         "command": " ".join(sys.argv),
@@ -147,7 +147,10 @@ def commit() -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def device_name(device: torch.device) -> str:
+    """The model of a GPU or of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import yaml
+from browser import Browser, needs_browser
 from city import NAMES
 from tiny import tiny
 
@@ -526,6 +527,37 @@ def test_page_is_one_file_and_well_formed(runs):
     assert "beforeprint" in text  # opens what is folded away
     for heading in ("Results", "IoU per class", "Each class against source only", "Training", "Confusion", "Ablations"):
         assert f"<h3>{heading}" in text
+
+
+@pytest.fixture
+def browser(tmp_path):
+    opened = Browser(tmp_path / "profile")
+    yield opened
+    opened.close()
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)], ids=["desktop", "phone"])
+def test_page_in_a_browser(runs, browser, monkeypatch, width, height):
+    """Two tables, the second with published rows; pictures as of trained runs."""
+    write_run(runs, "adaptsegnet_multi", 0, 43.0, GTA_PROTOCOL, "gta2city", CITYSCAPES_VAL)
+    evaluate_run(runs / "mini/oracle-seed0", OWN_SIZE, 50.0)
+    picture = np.zeros((8, 16, 3), np.uint8)
+    monkeypatch.setattr("da.report.predict_examples", lambda run, count: [[picture] * 4] * count)
+    folders = [str(runs / "mini"), str(runs / "gta2city")]
+    assert main(["report", *folders, "-o", str(runs / "report"), "--pictures", "2"]) == 0
+
+    browser.open(runs / "report/index.html", width, height)
+    assert browser.value("[...document.images].map(image => image.naturalWidth)") == [16] * 2 * (2 + 2 * 4)
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    shown = "[...document.querySelector('tbody').rows].map(row => row.cells[1].textContent)"
+    for order in (["50.0", "36.0", "35.0", "30.0 ± 2.8"], ["30.0 ± 2.8", "35.0", "36.0", "50.0"]):
+        browser.click("thead th:nth-child(2) button")
+        assert browser.value(shown) == order
+    browser.value("document.querySelector('.scroll').scrollLeft = 120")
+    left = [f"document.querySelector('{part} th').getBoundingClientRect().x" for part in ("thead", "tbody")]
+    assert browser.value(left[0]) == browser.value(left[1])  # names and their head stay while the columns move
+    assert not browser.errors
 
 
 def test_page_of_two_tables_draws_curves_where_they_were_validated(tmp_path):

@@ -19,7 +19,7 @@ from da.engine import run_files
 from da.engine.log import Progress, RunLog
 from da.run import train
 
-ROW = (metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG)
+ROW = (metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG)
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -28,9 +28,17 @@ def read(folder: Path) -> EventAccumulator:
     return board
 
 
+def settings_of(board: EventAccumulator) -> dict[str, str | float]:
+    """The HParams row's."""
+    content = board.PluginTagToContent(metadata.PLUGIN_NAME)
+    row = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG]).hparams
+    return {key: getattr(value, value.WhichOneof("kind")) for key, value in row.items()}
+
+
 @pytest.mark.slow
 def test_a_finished_run_fills_charts_row_and_pictures(tmp_path, gta5_root, cityscapes_root):
-    board = read(train(tiny("adaptsegnet_single", gta5_root, cityscapes_root), tmp_path))
+    config = tiny("adaptsegnet_single", gta5_root, cityscapes_root)
+    board = read(train(config, tmp_path))
     tags = board.Tags()["scalars"]
     (layout,) = board.Tensors(CONFIG_SUMMARY_TAG)
     categories = Layout.FromString(layout.tensor_proto.string_val[0]).category
@@ -42,13 +50,14 @@ def test_a_finished_run_fills_charts_row_and_pictures(tmp_path, gta5_root, citys
     assert shown["discriminator, target images told apart"] == ["d/accuracy_target"]
     assert max(map(len, shown.values())) == 1
 
-    content = board.PluginTagToContent(metadata.PLUGIN_NAME)
-    settings = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG]).hparams
-    assert settings["method"].string_value == "adaptsegnet"
-    assert settings["experiment"].string_value == "adaptsegnet_single"
-    assert settings["seed"].number_value == 0
-    columns = metadata.parse_experiment_plugin_data(content[metadata.EXPERIMENT_TAG]).metric_infos
-    assert {column.name.tag for column in columns} == {"val/mIoU19", "val/mIoU16", "val/mIoU13"} & set(tags)
+    settings = settings_of(board)
+    told = {"trainer": "adaptsegnet", "name": "adaptsegnet_single", "seed": 0, "run.precision": "fp32"}
+    told |= {"data.source": "gta5", "data.target": "cityscapes", "model.backbone": "resnet18", "model.aux": "false"}
+    told |= {"method.gan": "vanilla", "method.betas_d": "[0.9, 0.99]", "method.adamw": "null"}
+    assert settings.items() >= told.items()
+    assert set(settings) >= {f"method.{key}" for key in type(config.method).model_fields}
+    (result,) = board.Scalars("Result/mIoU")
+    assert (result.step, result.value) == (4, board.Scalars("val/mIoU")[-1].value)
     assert [event.step for event in board.Images("val/examples")] == [2, 4]
 
 
@@ -56,10 +65,17 @@ def test_a_run_begun_again_holds_each_point_once_and_one_layout(tmp_path):
     for start in (0, 0, 2, 3):  # killed before the first checkpoint, and after those of updates 2 and 3
         log = RunLog(tmp_path, start)
         log.scalars(4, {"val/mIoU": 30.0})
-        log.result(4, {"method": "source_only", "seed": 0}, ["val/mIoU"])
+        log.result(4, {"trainer": "source_only", "seed": 0, "method.adamw": {"lr": 0.1}, "method.gan": True}, 30.0)
         log.close()
     board = read(tmp_path)
-    assert [event.step for event in board.Scalars("val/mIoU")] == [4]
+    for tag in ("val/mIoU", "Result/mIoU"):
+        assert [event.step for event in board.Scalars(tag)] == [4]
+    assert settings_of(board) == {
+        "trainer": "source_only",
+        "seed": 0,
+        "method.adamw": '{"lr": 0.1}',
+        "method.gan": "true",
+    }
     layouts = [event.tensor_proto.string_val[0] for event in board.Tensors(CONFIG_SUMMARY_TAG)]
     assert len(set(layouts)) == 1  # TensorBoard shows one of them
     assert board.PluginTagToContent(metadata.PLUGIN_NAME).keys() == set(ROW)
