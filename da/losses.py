@@ -3,18 +3,21 @@
 Cross-entropy: Tsai et al., "Learning to Adapt Structured Output Space for Semantic Segmentation", CVPR 2018,
 eq. 3. Domain losses: its eq. 2 (discriminator) and 4 (segmenter); least squares: Mao et al., "Least Squares
 Generative Adversarial Networks", ICCV 2017. Two-way domain loss: Hoffman et al., "CyCADA: Cycle-Consistent
-Adversarial Domain Adaptation", ICML 2018. Score distance: Li, Yuan, Vasconcelos, "Bidirectional Learning for Domain
-Adaptation of Semantic Segmentation", CVPR 2019.
+Adversarial Domain Adaptation", ICML 2018. Entropy: Vu et al., "ADVENT: Adversarial Entropy Minimization for Domain
+Adaptation in Semantic Segmentation", CVPR 2019. Score distance: Li, Yuan, Vasconcelos, "Bidirectional Learning for
+Domain Adaptation of Semantic Segmentation", CVPR 2019.
 
 Differs from the authors' code: a crop without a labelled pixel gives zero, not NaN; everything is computed in
 float32.
 """
 
+import math
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from da.kernels import UpsampledCrossEntropy
 from da.labels import IGNORE
@@ -101,6 +104,73 @@ def domain_accuracy(logits: Tensor, domain: int, kind: GanKind) -> Tensor:
     """Share of cells, in [0, 1], 0-d, on the side of `domain`; the border is 0 (`vanilla`) or 0.5 (`ls`)."""
     says_target = logits > (0.0 if kind == "vanilla" else 0.5)
     return (says_target == (domain == TARGET_DOMAIN)).float().mean()
+
+
+def deceive(
+    discriminators: Mapping[str, nn.Module], maps: Mapping[str, Tensor], weights: Mapping[str, float], kind: GanKind
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L_adv of the segmenter: each level's map of target images should pass for one of the source.
+
+    Args:
+        discriminators: by level; frozen by the caller.
+        maps: (B, C, H, W) by level, with the graph behind them.
+        weights: by level.
+        kind: of `domain_loss`.
+
+    Returns:
+        0-d weighted sum, and the unweighted losses as `loss/adv_<level>`.
+    """
+    losses = {level: domain_loss(d(maps[level]), SOURCE_DOMAIN, kind) for level, d in discriminators.items()}
+    total = torch.stack([weights[level] * loss for level, loss in losses.items()]).sum()
+    return total, {f"loss/adv_{level}": loss for level, loss in losses.items()}
+
+
+def tell_apart(
+    discriminators: Mapping[str, nn.Module],
+    maps_s: Mapping[str, Tensor],
+    maps_t: Mapping[str, Tensor],
+    kind: GanKind,
+    backward: Callable[[Tensor], None],
+) -> dict[str, Tensor]:
+    """L_D of each level, half for each domain, source first; the maps, (B, C, H, W) by level, are detached.
+
+    Returns:
+        0-d `loss/d_<level>`, and the shares of cells told rightly, `d/accuracy_<domain>[_<level>]` (none for `main`).
+    """
+    scalars: dict[str, Tensor] = {}
+    for level, d in discriminators.items():
+        losses = []
+        for domain, name, maps in ((SOURCE_DOMAIN, "source", maps_s), (TARGET_DOMAIN, "target", maps_t)):
+            out = d(maps[level].detach())
+            losses.append(0.5 * domain_loss(out, domain, kind))
+            backward(losses[-1])
+            suffix = "" if level == "main" else f"_{level}"
+            scalars[f"d/accuracy_{name}{suffix}"] = domain_accuracy(out, domain, kind)
+        scalars[f"loss/d_{level}"] = torch.stack(losses).sum()
+    return scalars
+
+
+def self_information(p: Tensor) -> Tensor:
+    """-p log p / log C of each class: what a pixel's probabilities (B, C, ...) add to its entropy, which is their sum
+    over the classes, in [0, 1]. Vu et al., eq. 1 and the weighted self-information of section 3.2."""
+    return -p * torch.log(p + 1e-30) / math.log(p.shape[1])  # 1e-30: log 0 times 0 is 0
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Mean over the pixels of probabilities (B, C, H, W), in [0, 1]: 1 where all classes are alike; 0-d."""
+    return self_information(p).sum(1).mean()
+
+
+def missing_classes(p: Tensor, shares: Tensor, mu: float) -> Tensor:
+    """Class-ratio prior of Vu et al., section 3.3: how far the mean probability of each class stays below `mu` times
+    its share of the source's pixels, summed over the classes; 0 where none is missing.
+
+    Args:
+        p: (B, C, H, W) probabilities; the mean is over each image.
+        shares: (C,), sums to 1.
+        mu: in [0, 1].
+    """
+    return (mu * shares - p.mean((2, 3))).clamp(min=0).sum(1).mean()
 
 
 def real_loss(scores: Tensor, real: bool) -> Tensor:

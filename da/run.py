@@ -23,6 +23,7 @@ from da.data.loaders import (
     DataConfig,
     Loaded,
     ValSample,
+    class_shares,
     resolve_root,
     train_batches,
     val_samples,
@@ -135,7 +136,11 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     if dist.is_first_here():
         for domain in (*config.data.source, config.data.val):
             resolve_root(domain)  # renders the miniature, which the other processes then find
+        if trainer.needs_class_shares:
+            class_shares(config.data)  # counts once
     dist.barrier()
+    if trainer.needs_class_shares:
+        trainer.class_shares = class_shares(config.data)
     val = val_samples(config.data.val, config.data.classes, dist.rank(), dist.world(), config.data.workers)
 
     def validate(step: int, limit: int | None) -> Scalars:

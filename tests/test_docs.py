@@ -106,7 +106,7 @@ def test_every_page_is_linked_and_readme_is_short():
 @pages
 def test_every_file_that_is_named_exists(page):
     for name in re.findall(r"`((?:da|docs|experiments|launch|tests|third_party)/[\w./-]*)`", prose(page)):
-        assert "minent" in name or (REPOSITORY / name).exists(), f"{page.name}: {name}"
+        assert "max_squares" in name or (REPOSITORY / name).exists(), f"{page.name}: {name}"
 
 
 @pages
@@ -139,7 +139,7 @@ def check_da(words: list[str]) -> None:
         if all((REPOSITORY / file).exists() for file in files):
             load_config([str(REPOSITORY / file) for file in files], settings([*options.words, *rest]))
         else:
-            assert all("minent" in file or file == "FILE.yaml" for file in files), words
+            assert all("max_squares" in file or file == "FILE.yaml" for file in files), words
 
 
 def check_launch(words: list[str]) -> None:

@@ -72,6 +72,7 @@ def test_every_setting_is_read(tmp_path, gta5_root, cityscapes_root, monkeypatch
     configs = [tiny(METHOD_FILES[m], gta5_root, cityscapes_root, *optional) for m in base.methods()]
     adamw = ["method.adamw={layer_decay: 0.9}", "name=adamw"]
     configs.append(tiny("source_only", gta5_root, cityscapes_root, *optional, *adamw))
+    configs.append(tiny("minent", gta5_root, cityscapes_root, "method.lambda_prior=1", "name=prior"))
     monkeypatch.setattr(Section, "__getattribute__", recording, raising=False)
     for config in configs:
         train(config, tmp_path / "runs")

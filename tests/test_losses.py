@@ -13,8 +13,11 @@ from da.losses import (
     cross_entropy,
     domain_accuracy,
     domain_loss,
+    entropy,
+    missing_classes,
     real_loss,
     score_distance,
+    self_information,
     two_way_domain_accuracy,
     two_way_domain_loss,
     upsampled_cross_entropy,
@@ -243,3 +246,29 @@ def test_score_distance_is_zero_for_equal_shapes_of_scores_and_leaves_the_wanted
     distance.backward()
     assert other.grad is not None
     assert wanted.grad is None
+
+
+class TestEntropy:
+    def test_uniform_is_one_and_certain_is_zero(self):
+        uniform, certain = torch.full((2, 19, 3, 4), 1 / 19), torch.eye(19)[None, :, :, None]
+        assert entropy(uniform).item() == pytest.approx(1, rel=1e-6)
+        assert entropy(certain).item() == 0
+        assert self_information(certain).shape == certain.shape
+        assert self_information(uniform)[0, 0, 0, 0].item() == pytest.approx(1 / 19, rel=1e-6)
+
+    def test_minimising_it_makes_the_likeliest_class_likelier(self):
+        logits = torch.tensor([0.5, 0.2, -0.1]).reshape(1, 3, 1, 1).requires_grad_()
+        entropy(logits.softmax(1)).backward()
+        assert logits.grad.flatten()[0] < 0 < logits.grad.flatten()[2]
+
+    def test_a_class_of_probability_zero_has_a_gradient(self):
+        p = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1).requires_grad_()
+        entropy(p).backward()
+        assert p.grad.isfinite().all()
+
+    def test_only_classes_below_their_share_count(self):
+        """Two images; in the first class 1 is missing, in the second class 0 falls short by 0.1."""
+        p = torch.tensor([[1.0, 0.0], [0.15, 0.85]])[:, :, None, None].expand(2, 2, 3, 4)
+        shares = torch.tensor([0.5, 0.5])
+        assert missing_classes(p, shares, 0.5).item() == pytest.approx((0.25 + 0.1) / 2, rel=1e-5)
+        assert missing_classes(p, shares, 0.0).item() == 0

@@ -246,8 +246,8 @@ def _card(caption: str, pictures: str) -> str:
 
 
 def _breakable(name: str) -> str:
-    """Long names may be broken after a dot or an underscore, and not before their mark († or ‡)."""
-    return re.sub(r" (?=[†‡])", "&nbsp;", re.sub(r"([_.])", r"\1<wbr>", escape(name)))
+    """Long names may be broken after a dot or an underscore, and not before their mark (†, ‡ or °)."""
+    return re.sub(r" (?=[†‡°])", "&nbsp;", re.sub(r"([_.])", r"\1<wbr>", escape(name)))
 
 
 def _image(picture: np.ndarray, photograph: bool = False) -> str:

@@ -35,6 +35,7 @@ from da.config import Section, UserError, expanded
 from da.data import folders, processes
 from da.data.frames import Frames, require_upright
 from da.data.sampler import GlobalBatches, derive_seed, few_of, mixed_index, sample_index
+from da.data.statistics import class_pixels
 from da.data.transforms import DomainConfig, FolderConfig, Geometry
 from da.labels import DEFAULT, IGNORE, LabelSpace, label_space
 from da.tune import tune
@@ -135,18 +136,43 @@ def resolve_root(config: FolderConfig) -> Path:
     return miniature.ensure() / config.dataset
 
 
+def samples_of(config: DomainConfig, with_labels: bool) -> list[folders.Sample]:
+    """What an entry of a stream draws from.
+
+    Raises:
+        UserError: no such root or split, labels are missing, or there are fewer than `labels`.
+    """
+    root = resolve_root(config)
+    samples = folders.find(config.dataset).index(root, config.split, with_labels)
+    if not config.labels:
+        return samples
+    if config.labels > len(samples):
+        raise UserError(f"data.source.labels: {config.labels} of {len(samples)} images of {root}; give fewer")
+    return [samples[i] for i in few_of(len(samples), config.labels, config.labels_draw)]
+
+
+def class_shares(config: DataConfig) -> torch.Tensor:
+    """Each class's share of the labelled pixels of the source, (classes,) float32, sums to 1; of several entries each
+    counts by its weight. The labels are read once (`statistics`).
+
+    Raises:
+        UserError: a label cannot be read, or none holds a class.
+    """
+    total = np.zeros(len(config.classes))
+    for entry in config.source:
+        pixels = class_pixels(entry.dataset, samples_of(entry, True), config.classes).sum(0)
+        total += entry.weight * pixels / max(pixels.sum(), 1)
+    if not total.any():
+        raise UserError(f"data.source: no pixel has a label of {config.classes.name}; see `data check`")
+    return torch.from_numpy(total / total.sum()).float()
+
+
 class _Entry:
     """The samples of one entry of a stream."""
 
     def __init__(self, config: DomainConfig, classes: LabelSpace, with_labels: bool) -> None:
         root = resolve_root(config)
-        self.samples = folders.find(config.dataset).index(root, config.split, with_labels)
-        if config.labels:
-            if config.labels > len(self.samples):
-                raise UserError(
-                    f"data.source.labels: {config.labels} of {len(self.samples)} images of {root}; give fewer"
-                )
-            self.samples = [self.samples[i] for i in few_of(len(self.samples), config.labels, config.labels_draw)]
+        self.samples = samples_of(config, with_labels)
         # One resize serves `size` and a random `scale`: only without the latter is the frame's size a fixed one.
         size = config.size if config.scale == (1.0, 1.0) else None
         self.frames = Frames(config.dataset, root, size, classes)

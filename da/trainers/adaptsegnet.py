@@ -28,7 +28,7 @@ from torch.optim import Adam
 from da.config import UserError
 from da.data.loaders import Batch
 from da.engine.stepper import Backward
-from da.losses import SOURCE_DOMAIN, TARGET_DOMAIN, GanKind, domain_accuracy, domain_loss
+from da.losses import GanKind, deceive, tell_apart
 from da.nets.discriminator import OutputDiscriminator
 from da.nets.optimizers import Betas, SegmenterSGD
 from da.nets.pspnet import PSPNet, Scores
@@ -84,35 +84,14 @@ class Trainer(base.Trainer):
 
         # f: target outputs should pass for source outputs
         p_t = self.probabilities(self.segmenter.scores(x_t, "target"), x_t)
-        scalars |= self.deceive(p_t, backward)
+        loss_adv, parts = deceive(self.d, p_t, self.lambda_adv, self.method.gan)  # L_adv
+        backward(loss_adv)
 
         # D: tell the domains apart
         base.freeze(list(self.d.values()), False)
         with torch.no_grad():
             p_s = self.probabilities(scores_s, x_s)
-        scalars |= self.discriminate(p_s, p_t, backward)
-        return scalars
-
-    def deceive(self, p_t: dict[str, Tensor], backward: Backward) -> dict[str, Tensor]:
-        """L_adv."""
-        adv = {v: domain_loss(d(p_t[v]), SOURCE_DOMAIN, self.method.gan) for v, d in self.d.items()}
-        backward(torch.stack([self.lambda_adv[level] * loss for level, loss in adv.items()]).sum())
-        return {f"loss/adv_{level}": loss for level, loss in adv.items()}
-
-    def discriminate(self, p_s: dict[str, Tensor], p_t: dict[str, Tensor], backward: Backward) -> dict[str, Tensor]:
-        """L_D of every level, source first."""
-        scalars: dict[str, Tensor] = {}
-        gan = self.method.gan
-        for level, d in self.d.items():
-            losses = []
-            for domain, name, p in ((SOURCE_DOMAIN, "source", p_s), (TARGET_DOMAIN, "target", p_t)):
-                out = d(p[level].detach())  # (B, 1, H / 32, W / 32)
-                losses.append(0.5 * domain_loss(out, domain, gan))
-                backward(losses[-1])
-                suffix = "" if level == "main" else f"_{level}"
-                scalars[f"d/accuracy_{name}{suffix}"] = domain_accuracy(out, domain, gan)
-            scalars[f"loss/d_{level}"] = torch.stack(losses).sum()
-        return scalars
+        return scalars | parts | tell_apart(self.d, p_s, p_t, self.method.gan, backward)  # L_D
 
     def probabilities(self, scores: Scores, image: Tensor) -> dict[str, Tensor]:
         """P at the size of the image, (B, classes, H, W), for each level that has a discriminator."""

@@ -70,6 +70,8 @@ class Trainer(ABC):
     optimizers: dict[str, Optimizer]  # each parameter in exactly one group of one optimiser
     segmenter: PSPNet
     segmenter_is_trained: bool = True  # False: nobody trained it, its scores and predictions say nothing
+    needs_class_shares: bool = False  # True: the run counts the source's labels before the first update
+    class_shares: Tensor | None = None  # each class's share of the source's labelled pixels, (classes,), where needed
     weights_report: dict[str, Any] | None = None  # what filled the backbone before it was trained (`LoadReport`)
     iteration: int = 0  # number of the current update, from 0; the engine sets it
     source_weight: Tensor | float = 1.0  # of the micro-batch's source loss, see `source_weights`; the engine sets it

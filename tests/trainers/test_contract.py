@@ -126,9 +126,10 @@ def test_source_only_never_opens_the_target(tmp_path, gta5_root, cityscapes_root
 
 
 class TestAdaptSegNet:
-    def test_gradients_reach_only_whom_they_should(self, make):
+    @pytest.mark.parametrize("name", ["adaptsegnet", "advent"])
+    def test_gradients_reach_only_whom_they_should(self, name, make):
         """After the adversarial backward D has no gradient; D's own backward adds nothing to f."""
-        trainer = make("adaptsegnet")
+        trainer = make(name)
         seen = []
 
         def record(loss: torch.Tensor) -> None:
