@@ -85,6 +85,7 @@ class Bench:
         self.device, self.rounds, self.small = device, rounds, small
         self.rows: list[Row] = []
         self.notes: list[str] = []
+        self.failures: list[str] = []  # variants that raised an error
         self.peaks: dict[str, float] = {}  # matmul FLOP/s by precision
 
     def compare(self, title: str, variants: dict[str, Call], precisions: dict[str, Precision] | None = None) -> None:
@@ -100,11 +101,11 @@ class Bench:
                 next(iter(variants.values()))()
             flops = float(counter.get_total_flops())
         memory = {name: extra_memory(call, self.device) for name, call in variants.items()}
-        calls = {name: max(1, round(TURN_MS / self._milliseconds(call))) for name, call in variants.items()}
+        calls = {name: max(1, round(TURN_MS / self.milliseconds(call))) for name, call in variants.items()}
         times: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(self.rounds):
             for name, call in variants.items():
-                times[name].append(self._milliseconds(call, calls[name]))
+                times[name].append(self.milliseconds(call, calls[name]))
         first = next(iter(variants))
         for name, spent in times.items():
             held, base_held = memory[name], memory[first]
@@ -127,15 +128,15 @@ class Bench:
             )
 
     def _works(self, title: str, name: str, call: Call) -> bool:
-        """Warm up; a note says what went wrong."""
+        """Warm up; a line of `failures` says what went wrong."""
         try:
             call()
         except Exception as error:  # one variant that fails (memory, a foreign package) must not cost the others
-            self.notes.append(f"{title}: {name} fails, its row is left out: {error}")
+            self.failures.append(f"{title}: {name} fails, its row is left out: {error}")
             return False
         return True
 
-    def _milliseconds(self, call: Call, count: int = 1) -> float:
+    def milliseconds(self, call: Call, count: int = 1) -> float:
         """Per call, over `count` calls in a row."""
         self._wait()
         began = time.perf_counter()
@@ -158,7 +159,7 @@ class Bench:
             image, kernel = a.view(1, size, -1, 32), a.view(size, size, 1, 1)
             products: tuple[Call, Call] = (lambda: a @ a, lambda: F.conv2d(image, kernel))
             with tf32_allowed(precision == "tf32"):
-                fastest = min(self._milliseconds(product) for product in products for _ in range(5))
+                fastest = min(self.milliseconds(product) for product in products for _ in range(5))
             self.peaks[precision] = 2 * size**3 / (fastest / 1e3)
         return self.peaks[precision]
 
@@ -189,6 +190,7 @@ class Bench:
             "matmul_flops_per_second": self.peaks,
             "rows": [row._asdict() for row in self.rows],
             "notes": self.notes,
+            "failures": self.failures,
         }
 
 
@@ -423,11 +425,18 @@ def full_resolution_cross_entropy(logits: Tensor, label: Tensor, align_corners: 
     return cross_entropy(upsample(logits, (label.shape[-2], label.shape[-1]), align_corners), label)
 
 
-def synthetic_batch(size: tuple[int, int], device: torch.device) -> Batch:
-    """Two random images per domain of `size` (height, width) with labels, a tenth ignored."""
+def synthetic_batch(
+    size: tuple[int, int], device: torch.device, target_size: tuple[int, int] | None = None, count: int = 2
+) -> Batch:
+    """`count` random images per domain of `size` (height, width), or `target_size`, with labels, a tenth ignored."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (2, 2, 3, *size), generator=generator, dtype=torch.uint8)
-    return Batch(images[0], random_label((2, *size), generator), images[1], ["a", "b"], ["c", "d"]).to(device)
+    source, target = (
+        torch.randint(0, 256, (count, 3, *s), generator=generator, dtype=torch.uint8)
+        for s in (size, target_size or size)
+    )
+    return Batch(source, random_label((count, *size), generator), target, ["source"] * count, ["target"] * count).to(
+        device
+    )
 
 
 def random_label(shape: tuple[int, ...], generator: torch.Generator, classes: int = NUM_CLASSES) -> Tensor:
@@ -716,12 +725,12 @@ def table(bench: Bench) -> str:
         for row in rows:
             cells = (
                 f"{row.min_ms:9.2f}{row.median_ms:9.2f}{row.max_ms:9.2f}{f'{row.speed:.2f}x':>8}",
-                f"{_shown(row.memory_mib, '.0f'):>8}{_shown(row.memory_ratio, '.2f', 'x'):>8}",
-                f"{_shown(row.peak_share, '.0%'):>9}",
+                f"{shown(row.memory_mib, '.0f'):>8}{shown(row.memory_ratio, '.2f', 'x'):>8}",
+                f"{shown(row.peak_share, '.0%'):>9}",
             )
             lines.append(f"  {row.variant:<50}{''.join(cells)}")
-    return "\n".join([*lines, "", *(f"note: {note}" for note in bench.notes)]).rstrip()
+    return "\n".join([*lines, "", *(f"note: {note}" for note in [*bench.notes, *bench.failures])]).rstrip()
 
 
-def _shown(value: float | None, form: str, unit: str = "") -> str:
+def shown(value: float | None, form: str, unit: str = "") -> str:
     return "-" if value is None else format(value, form) + unit
