@@ -70,6 +70,7 @@ class Row(NamedTuple):
     memory_ratio: float | None
     model_flops: float | None  # per call
     peak_share: float | None  # model FLOPs per second / measured matmul FLOPs per second, in the variant's precision
+    images_per_second: float | None  # of all domains, by the minimum
 
 
 class Bench:
@@ -88,9 +89,15 @@ class Bench:
         self.failures: list[str] = []  # variants that raised an error
         self.peaks: dict[str, float] = {}  # matmul FLOP/s by precision
 
-    def compare(self, title: str, variants: dict[str, Call], precisions: dict[str, Precision] | None = None) -> None:
+    def compare(
+        self,
+        title: str,
+        variants: dict[str, Call],
+        precisions: dict[str, Precision] | None = None,
+        images: int | None = None,
+    ) -> None:
         """Time `variants` in turn; `precisions` also asks for FLOPs and says whose peak a variant is held against;
-        one that it does not name is another network."""
+        one that it does not name is another network. `images`: that a call trains on."""
         say(f"{title} ...")
         variants = {name: call for name, call in variants.items() if self._works(title, name, call)}
         if not variants:
@@ -124,6 +131,7 @@ class Bench:
                     held / base_held if held is not None and base_held else None,
                     own_flops,
                     own_flops / (min(spent) / 1e3) / peak if own_flops and peak else None,
+                    images / (min(spent) / 1e3) if images else None,
                 )
             )
 
@@ -283,7 +291,7 @@ def segmenter(bench: Bench) -> None:
     if bench.optional("segmentation_models_pytorch"):  # fewer FLOPs: no share of the peak
         calls["segmentation_models_pytorch, no auxiliary head, fp32"] = smp(arch, batch, bench.device)
     title = f"PSPNet-{arch}, {size[1]}x{size[0]}, batch 2: forward, losses, backward"
-    bench.compare(title, calls, precisions)
+    bench.compare(title, calls, precisions, len(image))
 
 
 def mmsegmentation(arch: str, batch: Batch, device: torch.device) -> Call:
@@ -417,7 +425,7 @@ def compare_precisions(bench: Bench, title: str, trainer: str, batch: Batch, arc
         variant("bf16, channels_last, strip loss", update("bf16", True))
         if bench.device.type == "cuda":
             variant("bf16, channels_last, strip loss, compiled backbone", update("bf16", True, compiled=True))
-    bench.compare(title, variants, precisions)
+    bench.compare(title, variants, precisions, len(batch.names))
 
 
 def full_resolution_cross_entropy(logits: Tensor, label: Tensor, align_corners: bool = False) -> Tensor:

@@ -272,7 +272,9 @@ class Check:
             yield Row("bench", f"matrix products, {precision}", result=f"{flops / 1e12:.4g} TFLOP/s")
         for row in report.get("rows", ()):
             what = f"{row['comparison']}: {row['variant']}"
-            yield Row("bench", what, row["min_ms"] / 1e3, None, row["memory_mib"], row["peak_share"])
+            yield Row(
+                "bench", what, row["min_ms"] / 1e3, row["images_per_second"], row["memory_mib"], row["peak_share"]
+            )
         for failure in report.get("failures", ()):
             yield Row("bench", "step", result=first_line(failure), failed=True)
         if problem:

@@ -47,6 +47,7 @@ def test_the_script_writes_and_prints_one_table(tmp_path):
     assert [row.result for row in of["resume"]] == 2 * ["bitwise equal"]
     assert [row.result for row in of["group"]] == ["bitwise equal (gloo)"]
     assert sum(row.peak_share is not None for row in of["bench"]) > 5
+    assert all((row.seconds is None) == (row.images_per_second is None) for row in of["bench"])
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".md", ".json", ".log"}
 
 
