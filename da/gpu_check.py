@@ -36,6 +36,7 @@ from da.data.transforms import DomainConfig
 from da.engine import checkpoint, dist, run_files
 from da.engine.log import say
 from da.engine.stepper import Precision, definite, set_deterministic
+from da.environment import driver
 from da.run import load_config, make_stepper, run_folder
 from da.trainers import base
 
@@ -299,21 +300,11 @@ def device_row(name: str) -> Row:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         facts.insert(1, f"{properties.total_memory / bench.MIB:.0f} MiB")
-        facts += [f"compute capability {properties.major}.{properties.minor}", f"driver {driver()}"]
+        facts += [f"compute capability {properties.major}.{properties.minor}", f"driver {driver() or 'not found'}"]
         facts += [f"CUDA {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}"]
         if torch.distributed.is_nccl_available():
             facts.append(f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}")
     return Row("device", name, result=", ".join(facts))
-
-
-def driver() -> str:
-    """The version of NVIDIA's driver, `unknown` where nvidia-smi does not say."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
-    except OSError:
-        found = []
-    return found[0] if found else "unknown"
 
 
 def step_row(method: str, name: str, precision: Precision, deterministic: bool) -> Row:

@@ -29,7 +29,7 @@ ALLOWED = {
     "export": {"config", "labels", "engine", "evaluation", "nets", "run", "trainers"},
     "environment": {"data", "engine"},
     "bench": {"config", "labels", "losses", "data", "nets", "engine", "evaluation", "trainers", "run"},
-    "gpu_check": {"data", "engine", "trainers", "run", "bench"},
+    "gpu_check": {"data", "engine", "trainers", "run", "bench", "environment"},
     "cli": {
         "config",
         "labels",
