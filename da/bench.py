@@ -70,6 +70,7 @@ class Row(NamedTuple):
     memory_ratio: float | None
     model_flops: float | None  # per call
     peak_share: float | None  # model FLOPs per second / measured matmul FLOPs per second, in the variant's precision
+    images_per_second: float | None  # of all domains, by the minimum
 
 
 class Bench:
@@ -85,11 +86,18 @@ class Bench:
         self.device, self.rounds, self.small = device, rounds, small
         self.rows: list[Row] = []
         self.notes: list[str] = []
+        self.failures: list[str] = []  # variants that raised an error
         self.peaks: dict[str, float] = {}  # matmul FLOP/s by precision
 
-    def compare(self, title: str, variants: dict[str, Call], precisions: dict[str, Precision] | None = None) -> None:
+    def compare(
+        self,
+        title: str,
+        variants: dict[str, Call],
+        precisions: dict[str, Precision] | None = None,
+        images: int | None = None,
+    ) -> None:
         """Time `variants` in turn; `precisions` also asks for FLOPs and says whose peak a variant is held against;
-        one that it does not name is another network."""
+        one that it does not name is another network. `images`: that a call trains on."""
         say(f"{title} ...")
         variants = {name: call for name, call in variants.items() if self._works(title, name, call)}
         if not variants:
@@ -100,11 +108,11 @@ class Bench:
                 next(iter(variants.values()))()
             flops = float(counter.get_total_flops())
         memory = {name: extra_memory(call, self.device) for name, call in variants.items()}
-        calls = {name: max(1, round(TURN_MS / self._milliseconds(call))) for name, call in variants.items()}
+        calls = {name: max(1, round(TURN_MS / self.milliseconds(call))) for name, call in variants.items()}
         times: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(self.rounds):
             for name, call in variants.items():
-                times[name].append(self._milliseconds(call, calls[name]))
+                times[name].append(self.milliseconds(call, calls[name]))
         first = next(iter(variants))
         for name, spent in times.items():
             held, base_held = memory[name], memory[first]
@@ -123,19 +131,20 @@ class Bench:
                     held / base_held if held is not None and base_held else None,
                     own_flops,
                     own_flops / (min(spent) / 1e3) / peak if own_flops and peak else None,
+                    images / (min(spent) / 1e3) if images else None,
                 )
             )
 
     def _works(self, title: str, name: str, call: Call) -> bool:
-        """Warm up; a note says what went wrong."""
+        """Warm up; a line of `failures` says what went wrong."""
         try:
             call()
         except Exception as error:  # one variant that fails (memory, a foreign package) must not cost the others
-            self.notes.append(f"{title}: {name} fails, its row is left out: {error}")
+            self.failures.append(f"{title}: {name} fails, its row is left out: {error}")
             return False
         return True
 
-    def _milliseconds(self, call: Call, count: int = 1) -> float:
+    def milliseconds(self, call: Call, count: int = 1) -> float:
         """Per call, over `count` calls in a row."""
         self._wait()
         began = time.perf_counter()
@@ -158,7 +167,7 @@ class Bench:
             image, kernel = a.view(1, size, -1, 32), a.view(size, size, 1, 1)
             products: tuple[Call, Call] = (lambda: a @ a, lambda: F.conv2d(image, kernel))
             with tf32_allowed(precision == "tf32"):
-                fastest = min(self._milliseconds(product) for product in products for _ in range(5))
+                fastest = min(self.milliseconds(product) for product in products for _ in range(5))
             self.peaks[precision] = 2 * size**3 / (fastest / 1e3)
         return self.peaks[precision]
 
@@ -189,6 +198,7 @@ class Bench:
             "matmul_flops_per_second": self.peaks,
             "rows": [row._asdict() for row in self.rows],
             "notes": self.notes,
+            "failures": self.failures,
         }
 
 
@@ -281,7 +291,7 @@ def segmenter(bench: Bench) -> None:
     if bench.optional("segmentation_models_pytorch"):  # fewer FLOPs: no share of the peak
         calls["segmentation_models_pytorch, no auxiliary head, fp32"] = smp(arch, batch, bench.device)
     title = f"PSPNet-{arch}, {size[1]}x{size[0]}, batch 2: forward, losses, backward"
-    bench.compare(title, calls, precisions)
+    bench.compare(title, calls, precisions, len(image))
 
 
 def mmsegmentation(arch: str, batch: Batch, device: torch.device) -> Call:
@@ -415,7 +425,7 @@ def compare_precisions(bench: Bench, title: str, trainer: str, batch: Batch, arc
         variant("bf16, channels_last, strip loss", update("bf16", True))
         if bench.device.type == "cuda":
             variant("bf16, channels_last, strip loss, compiled backbone", update("bf16", True, compiled=True))
-    bench.compare(title, variants, precisions)
+    bench.compare(title, variants, precisions, len(batch.names))
 
 
 def full_resolution_cross_entropy(logits: Tensor, label: Tensor, align_corners: bool = False) -> Tensor:
@@ -423,11 +433,18 @@ def full_resolution_cross_entropy(logits: Tensor, label: Tensor, align_corners: 
     return cross_entropy(upsample(logits, (label.shape[-2], label.shape[-1]), align_corners), label)
 
 
-def synthetic_batch(size: tuple[int, int], device: torch.device) -> Batch:
-    """Two random images per domain of `size` (height, width) with labels, a tenth ignored."""
+def synthetic_batch(
+    size: tuple[int, int], device: torch.device, target_size: tuple[int, int] | None = None, count: int = 2
+) -> Batch:
+    """`count` random images per domain of `size` (height, width), or `target_size`, with labels, a tenth ignored."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (2, 2, 3, *size), generator=generator, dtype=torch.uint8)
-    return Batch(images[0], random_label((2, *size), generator), images[1], ["a", "b"], ["c", "d"]).to(device)
+    source, target = (
+        torch.randint(0, 256, (count, 3, *s), generator=generator, dtype=torch.uint8)
+        for s in (size, target_size or size)
+    )
+    return Batch(source, random_label((count, *size), generator), target, ["source"] * count, ["target"] * count).to(
+        device
+    )
 
 
 def random_label(shape: tuple[int, ...], generator: torch.Generator, classes: int = NUM_CLASSES) -> Tensor:
@@ -716,12 +733,12 @@ def table(bench: Bench) -> str:
         for row in rows:
             cells = (
                 f"{row.min_ms:9.2f}{row.median_ms:9.2f}{row.max_ms:9.2f}{f'{row.speed:.2f}x':>8}",
-                f"{_shown(row.memory_mib, '.0f'):>8}{_shown(row.memory_ratio, '.2f', 'x'):>8}",
-                f"{_shown(row.peak_share, '.0%'):>9}",
+                f"{shown(row.memory_mib, '.0f'):>8}{shown(row.memory_ratio, '.2f', 'x'):>8}",
+                f"{shown(row.peak_share, '.0%'):>9}",
             )
             lines.append(f"  {row.variant:<50}{''.join(cells)}")
-    return "\n".join([*lines, "", *(f"note: {note}" for note in bench.notes)]).rstrip()
+    return "\n".join([*lines, "", *(f"note: {note}" for note in [*bench.notes, *bench.failures])]).rstrip()
 
 
-def _shown(value: float | None, form: str, unit: str = "") -> str:
+def shown(value: float | None, form: str, unit: str = "") -> str:
     return "-" if value is None else format(value, form) + unit

@@ -218,6 +218,20 @@ def parser() -> argparse.ArgumentParser:
         "change speed or bits. User, host and folders are not named: of a variable that holds a folder it says `set`.",
     )
     environment.set_defaults(call=_environment)
+
+    check = commands.add_parser(
+        "gpu-check",
+        help="measure and verify every trainer on this machine's GPU, within minutes and without data",
+        description="Seconds and memory of every trainer's update at full size, the price of run.deterministic, exact "
+        "continuation, a process group of one, and `bench step`, in one table: gpu_check.md and gpu_check.json in OUT. "
+        "The exit code is 1 where a row failed. launch/gpu_check.sh calls it.",
+    )
+    check.add_argument("-o", "--out", type=Path, default=Path("gpu_check"), help="folder to write (default: gpu_check)")
+    check.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: tiny sizes, to try the check")
+    check.add_argument("--methods", nargs="+", metavar="TRAINER", help="some trainers (default: all)")
+    check.add_argument("--seconds", type=float, default=450.0, help="that it may take (default: 450)")
+    check.add_argument("--launcher", type=Path, help="script that trains in a process group (launch/gpu_check.sh)")
+    check.set_defaults(call=_gpu_check)
     return top
 
 
@@ -548,3 +562,27 @@ def _environment(options: argparse.Namespace) -> int:
 
     say(describe())
     return 0
+
+
+def _gpu_check(options: argparse.Namespace) -> int:
+    import torch
+
+    from da.engine.log import say
+    from da.gpu_check import Check, table
+    from da.trainers import base
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"--device cuda: torch {torch.__version__} sees no GPU here; run it where there is one (--device cpu, or "
+            "DEVICE=cpu before the script, tries the check itself at tiny sizes)"
+        )
+    if not options.seconds > 0:
+        raise UserError(f"--seconds {options.seconds:g}: give more than 0")
+    methods = options.methods or base.methods()
+    for method in methods:
+        base.find(method)
+    check = Check(options.out, options.device, methods, options.seconds, options.launcher)
+    check.run()
+    say(table(check.rows))
+    say(f"written to {options.out}")
+    return 1 if check.failed else 0

@@ -55,7 +55,7 @@ def _devices() -> list[tuple[str, str]]:
         ("CPU", f"{device_name(cpu)}, {torch.backends.cpu.get_cpu_capability()}"),
         ("cores", f"{usable} of {os.cpu_count()}"),
         ("memory", _gigabytes(memory)),
-        ("CUDA", f"{torch.version.cuda or 'none'} in torch, driver {_driver() or 'not found'}"),
+        ("CUDA", f"{torch.version.cuda or 'none'} in torch, driver {driver() or 'not found'}"),
     ]
     for number in range(torch.cuda.device_count()):
         size = _gigabytes(torch.cuda.get_device_properties(number).total_memory)
@@ -67,7 +67,7 @@ def _gigabytes(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def _driver() -> str | None:
+def driver() -> str | None:
     """The version of NVIDIA's driver; None where there is none that answers."""
     ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:

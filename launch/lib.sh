@@ -2,8 +2,9 @@
 # What the launch scripts share. Each sources this file first; it leaves the shell in the project's folder with
 # PYTHON set to an interpreter that has the packages.
 #
-# One process runs as it is; several run under torchrun, which starts them again after a crash; under sbatch, srun
-# starts one torchrun on each node. What each process of a torchrun prints is kept in the run's folder, in logs/.
+# One process runs as it is (under DA_GROUP_OF_ONE=1 as several do); several run under torchrun, which starts them again
+# after a crash; under sbatch, srun starts one torchrun on each node. What each process of a torchrun prints is kept in
+# the run's folder, in logs/.
 # SIGTERM, SIGINT and SIGUSR1 save the run and stop it, see `run_on`.
 
 set -euo pipefail
@@ -133,7 +134,7 @@ train_file() {
   id=$(basename "$1" .yaml)-${SLURM_JOB_ID:-$(date +%Y%m%d-%H%M%S)-$$}
   local command=("$PYTHON" -m da train "$1" --runs "$RUNS" "${@:2}")
   unset DA_STOP_FILE
-  if [ "$((NODES * GPUS))" -gt 1 ] || [ -n "${SLURM_JOB_ID:-}" ]; then
+  if [ "$((NODES * GPUS))" -gt 1 ] || [ -n "${SLURM_JOB_ID:-}" ] || [ -n "${DA_GROUP_OF_ONE:-}" ]; then
     logs=$("${command[@]}" --check --processes "$((NODES * GPUS))")/logs || return
     # shellcheck disable=SC2016  # torchrun fills in the rank
     export DA_STOP_FILE="$logs/$id.stop" TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='[${rank}] '

@@ -29,6 +29,7 @@ def test_command_writes_every_comparison(tmp_path, capsys, monkeypatch):
     assert {"fp32", "bf16"} == set(report["matmul_flops_per_second"])
     steps = [row for row in rows if "PSPNet" in row["comparison"] and "segmentation_models" not in row["variant"]]
     assert all(row["model_flops"] > 1e9 and row["peak_share"] > 0 for row in steps)
+    assert all(row["images_per_second"] == pytest.approx(2e3 / row["min_ms"]) for row in steps)  # batch 2
     out = capsys.readouterr().out
     assert all(row["variant"] in out for row in rows)
 

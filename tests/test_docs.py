@@ -154,8 +154,8 @@ def check_launch(words: list[str]) -> None:
         load_config([str(REPOSITORY / given[0])], settings(given))
         assert all(word.isdigit() or "=" in word for word in given[1:]), words
         return
-    if script.name == "ladder.sh":
-        assert (REPOSITORY / "experiments" / given[0]).is_dir(), words
+    if script.name in ("ladder.sh", "gpu_check.sh"):
+        assert not given or (REPOSITORY / "experiments" / given[0]).is_dir(), words
         variables = [word.partition("=")[0] for word in before if "=" in word]
         assert all(re.search(rf"^#   {variable}=", text, re.M) for variable in variables), words
         return

@@ -14,13 +14,15 @@ from da.config import UserError
 
 
 def setup(device: torch.device) -> None:
-    """Join the process group that torchrun announces in the environment; nothing to do without torchrun.
+    """Join the process group that torchrun announces in the environment; nothing to do without torchrun. One process
+    alone needs no group, and joins one only under DA_GROUP_OF_ONE, which tries the group on a single GPU.
 
     `torch.distributed.nn`, which the optimisers import, must be imported before: it makes the group that is there
     at that moment the default value of its functions, so that `shutdown` would not end its threads, and one that still
     frees tensors while Python shuts down aborts the process after its work is done.
     """
-    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not distributed.is_initialized():
+    fewest = 1 if os.environ.get("DA_GROUP_OF_ONE") else 2
+    if int(os.environ.get("WORLD_SIZE", 0)) >= fewest and not distributed.is_initialized():
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
@@ -30,12 +32,17 @@ def shutdown() -> None:
         distributed.destroy_process_group()
 
 
+def backend() -> str | None:
+    """`nccl` or `gloo`, by which the processes of the group talk; None: there is no group."""
+    return str(distributed.get_backend()) if distributed.is_initialized() else None
+
+
 def rank() -> int:
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    return distributed.get_rank() if backend() else 0
 
 
 def world() -> int:
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    return distributed.get_world_size() if backend() else 1
 
 
 def is_main() -> bool:
@@ -79,7 +86,7 @@ def pick_device(name: str, long_work: bool = False) -> torch.device:
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum of `tensor` over all processes, in place; every process must call it."""
-    if world() > 1:
+    if backend():
         distributed.all_reduce(tensor)
     return tensor
 
@@ -90,7 +97,7 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 def gather_batch(tensor: Tensor) -> Tensor:
     """The (B, ...) tensors of all processes, equal in size, as one (world * B, ...) in the order of the ranks."""
-    if world() == 1:
+    if backend() is None:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world())]
     distributed.all_gather(parts, tensor.contiguous())
@@ -99,7 +106,7 @@ def gather_batch(tensor: Tensor) -> Tensor:
 
 def gather(value: Any) -> list[Any]:
     """`value` of every process in the order of their ranks; every process must call it."""
-    if world() == 1:
+    if backend() is None:
         return [value]
     found: list[Any] = [None] * world()
     distributed.all_gather_object(found, value)
@@ -108,7 +115,7 @@ def gather(value: Any) -> list[Any]:
 
 def broadcast_modules(modules: Iterable[nn.Module]) -> None:
     """Give every process the parameters and buffers of process 0."""
-    if world() == 1:
+    if backend() is None:
         return
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
@@ -120,7 +127,7 @@ def average_buffers(modules: Iterable[nn.Module]) -> None:
 
     In float64, so that equal buffers, as of a frozen network, stay as they are whatever the number of processes.
     """
-    if world() == 1:
+    if backend() is None:
         return
     for module in modules:
         for buffer in module.buffers():
@@ -129,5 +136,5 @@ def average_buffers(modules: Iterable[nn.Module]) -> None:
 
 
 def barrier() -> None:
-    if world() > 1:
+    if backend():
         distributed.barrier()

@@ -50,7 +50,7 @@ class Gradients:
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.parameters = list(parameters)
         self.ddp: DistributedDataParallel | None = None
-        if dist.world() > 1:
+        if dist.backend():
             frozen = [parameter for parameter in self.parameters if not parameter.requires_grad]
             for parameter in frozen:  # DDP would leave out for good what is frozen now
                 parameter.requires_grad_(True)

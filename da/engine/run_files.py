@@ -134,6 +134,7 @@ def describe_environment(folder: Path, device: torch.device) -> None:
         "host": platform.node(),
         "command": " ".join(sys.argv),
         "world_size": int(os.environ.get("WORLD_SIZE", 1)),
+        "backend": dist.backend(),
     }
     write_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
 
