@@ -23,6 +23,7 @@ from da.kernels import UpsampledCrossEntropy
 from da.labels import IGNORE
 
 GanKind = Literal["vanilla", "ls"]
+FourierWindow = Literal["symmetric", "released"]
 
 # What a discriminator is taught to answer. The adversarial loss on a target image asks for SOURCE_DOMAIN.
 SOURCE_DOMAIN, TARGET_DOMAIN = 0, 1
@@ -159,6 +160,37 @@ def self_information(p: Tensor) -> Tensor:
 def entropy(p: Tensor) -> Tensor:
     """Mean over the pixels of probabilities (B, C, H, W), in [0, 1]: 1 where all classes are alike; 0-d."""
     return self_information(p).sum(1).mean()
+
+
+def robust_entropy(p: Tensor, eta: float) -> Tensor:
+    """Mean over the pixels of (e^2 + 1e-8)^eta, e the entropy of probabilities (B, C, H, W) over log C; 0-d, 0 to 1.
+    Yang, Soatto, "FDA", CVPR 2020, eq. 4: of pixels that are sure already it asks little."""
+    e = self_information(p).sum(1)
+    return (e.square() + 1e-8).pow(eta).mean()
+
+
+def fourier_swap(content: Tensor, style: Tensor, beta: float, window: FourierWindow = "symmetric") -> Tensor:
+    """Images with the low-frequency amplitudes of others and their own phases (Yang, Soatto, "FDA", CVPR 2020, eq. 3).
+
+    Args:
+        content: (B, C, H, W) float32, raw values on any scale.
+        style: of the same shape and scale.
+        beta: half width of the window over the shorter side; 0 returns `content`.
+        window: `symmetric`: the frequencies -b to b of both axes; `released`: -b to b - 1, as in the authors' code.
+
+    Returns:
+        (B, C, H, W), not clipped.
+    """
+    if not beta:
+        return content
+    height, width = content.shape[-2:]
+    b = math.floor(min(height, width) * beta)
+    end = b if window == "symmetric" else b - 1
+    rows, columns = (torch.fft.fftfreq(n, 1 / n, device=content.device).round() for n in (height, width))
+    low = ((rows >= -b) & (rows <= end))[:, None] & ((columns >= -b) & (columns <= end))
+    own, other = torch.fft.fft2(content), torch.fft.fft2(style)
+    swapped = torch.where(low, torch.polar(other.abs(), own.angle()), own)
+    return torch.fft.ifft2(swapped).real
 
 
 def missing_classes(p: Tensor, shares: Tensor, mu: float) -> Tensor:

@@ -14,8 +14,10 @@ from da.losses import (
     domain_accuracy,
     domain_loss,
     entropy,
+    fourier_swap,
     missing_classes,
     real_loss,
+    robust_entropy,
     score_distance,
     self_information,
     two_way_domain_accuracy,
@@ -272,3 +274,46 @@ class TestEntropy:
         shares = torch.tensor([0.5, 0.5])
         assert missing_classes(p, shares, 0.5).item() == pytest.approx((0.25 + 0.1) / 2, rel=1e-5)
         assert missing_classes(p, shares, 0.0).item() == 0
+
+
+class TestFourierSwap:
+    images = torch.rand(2, 2, 3, 24, 33, generator=torch.Generator().manual_seed(0)) * 255
+
+    @pytest.mark.parametrize("window", ["symmetric", "released"])
+    def test_an_image_swapped_with_itself_stays_as_it_is(self, window):
+        image = self.images[0]
+        assert (fourier_swap(image, image, 0.1, window) - image).abs().max() < 1e-3
+
+    def test_no_window_leaves_the_image_alone(self):
+        content, style = self.images
+        assert fourier_swap(content, style, 0.0) is content
+
+    def test_a_symmetric_window_gives_a_real_picture_with_the_amplitudes_of_the_other(self):
+        content, style = self.images
+        b = 2  # floor(24 * 0.1)
+        swapped = torch.fft.fft2(fourier_swap(content, style, 0.1))
+        amplitudes, phases = swapped.abs(), torch.fft.fft2(content)
+        inside = torch.zeros(24, 33, dtype=torch.bool)
+        for row in range(-b, b + 1):
+            for column in range(-b, b + 1):
+                inside[row, column] = True
+        assert torch.allclose(amplitudes[..., inside], torch.fft.fft2(style).abs()[..., inside], rtol=1e-3)
+        assert torch.allclose(amplitudes[..., ~inside], phases.abs()[..., ~inside], rtol=1e-3, atol=1e-2)
+        turn = swapped / phases  # real and positive where the phase is the content's
+        assert (turn.imag.abs() < 1e-3 * turn.abs() + 1e-4).all()
+
+    def test_the_released_window_lacks_the_highest_positive_frequency(self):
+        """And so gives another picture."""
+        symmetric, released = (fourier_swap(*self.images, 0.1, window) for window in ("symmetric", "released"))
+        assert (symmetric - released).abs().max() > 0.1
+
+    def test_the_mean_colour_comes_from_the_other_image(self):
+        swapped = fourier_swap(*self.images, 0.02)  # b = 0: the mean alone
+        assert torch.allclose(swapped.mean((2, 3)), self.images[1].mean((2, 3)), rtol=1e-4)
+
+
+def test_robust_entropy_is_one_of_uniform_and_nearly_zero_of_certain_predictions():
+    assert robust_entropy(torch.full((1, 19, 2, 2), 1 / 19), 2.0).item() == pytest.approx(1, rel=1e-5)
+    assert robust_entropy(torch.eye(19)[None, :, :, None], 2.0).item() == pytest.approx(1e-16, rel=1e-3)
+    half = torch.tensor([0.5, 0.5, 0, 0]).reshape(1, 4, 1, 1)  # e = ln 2 / ln 4
+    assert robust_entropy(half, 2.0).item() == pytest.approx(0.5**4, rel=1e-5)
