@@ -105,6 +105,25 @@ def parser() -> argparse.ArgumentParser:
     )
     translate.set_defaults(call=_translate)
 
+    label = commands.add_parser(
+        "label",
+        help="write pseudo labels of a target set, from one run or the mean of several",
+        description="Label the target images of a run's configuration (data.target.* may name others) and keep of each "
+        "predicted class the most confident pixels. OUT becomes a data root of two folders, images and labels, with "
+        "pseudo_labels.json, which says what made it. Killed and called again it goes on.",
+    )
+    _add_words(label, "RUN ... OUT", "run folders or checkpoints, new data root; overrides")
+    label.add_argument(
+        "--keep", type=float, default=0.34, help="share of each class's pixels, the most confident (default: 0.34)"
+    )
+    label.add_argument(
+        "--sure", type=float, default=0.9, help="confidence from which all pixels are kept (default: 0.9; 1: none)"
+    )
+    label.add_argument(
+        "--average", choices=AVERAGES, default="probabilities", help="of several runs (default: probabilities)"
+    )
+    label.set_defaults(call=_label)
+
     report = commands.add_parser(
         "report",
         help="tables and one HTML page that compare finished runs with each other and with published results",
@@ -450,6 +469,22 @@ def _translate(options: argparse.Namespace) -> int:
         raise UserError(f"--batch {options.batch}: at least 1")
     try:
         translate(Path(names[0]), Path(names[1]), overrides, options.batch, options.agreement)
+    except Stopped as stopped:
+        return _leave(stopped.code, f"stopped by {stopped}; the same command goes on from there")
+    return 0
+
+
+def _label(options: argparse.Namespace) -> int:
+    _until_listening()
+    from da.engine.stop import Stopped
+    from da.pseudo_labels import Rule, write_pseudo_labels
+
+    names, overrides = _split(options.words)
+    if len(names) < 2:
+        raise UserError("name one or more runs and the folder to write: python -m da label RUN OUT")
+    runs, rule = [Path(name) for name in names[:-1]], Rule(options.keep, options.sure)
+    try:
+        write_pseudo_labels(runs, Path(names[-1]), overrides, rule, options.average)
     except Stopped as stopped:
         return _leave(stopped.code, f"stopped by {stopped}; the same command goes on from there")
     return 0

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from da.config import UserError
 from da.engine.stepper import Backward, Remembers
-from da.run import checkpoint_path, restore
+from da.run import EVALUATION_KEYS, checkpoint_path, restore
 from da.trainers import base
 
 Average = Literal["logits", "probabilities"]
@@ -67,10 +67,15 @@ class Ensemble:
 
 
 def restore_all(
-    runs: Sequence[Path], which: str, average: Average, overrides: Sequence[str] = ()
+    runs: Sequence[Path],
+    which: str,
+    average: Average,
+    overrides: Sequence[str] = (),
+    command: str = "evaluate",
+    keys: Sequence[str] = EVALUATION_KEYS,
 ) -> tuple[base.Experiment, base.Trainer | Ensemble, int]:
     """Configuration and step of the first of `runs`, and its trainer, or of several all as one; `which` is as for
-    `da.run.checkpoint_path`, `overrides` as for `da.run.restore`."""
-    found = [restore(checkpoint_path(run, which), overrides) for run in runs]
+    `da.run.checkpoint_path`, the rest as for `da.run.restore`."""
+    found = [restore(checkpoint_path(run, which), overrides, command, keys) for run in runs]
     config, trainer, step = found[0]
     return config, trainer if len(found) == 1 else Ensemble([member for _, member, _ in found], average), step

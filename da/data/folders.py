@@ -34,6 +34,7 @@ from da.labels import IGNORE, UNKNOWN, LabelSpace, Scheme, pack
 T = TypeVar("T")
 BUILT_IN = ("cityscapes", "gta5", "synthia")  # modules of this package with a `DATASET`
 EMBEDDED = ("gta5", "cityscapes")  # the miniature has these two
+PSEUDO_STAMP = "pseudo_labels.json"  # in a data root whose labels a segmenter made: by which, and how
 STAMP = "translation.json"  # in a translated data root: what its pictures were made from
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif")
 MAX_PIXELS = 2**30  # of one picture: OpenCV's own limit
@@ -160,13 +161,13 @@ def wrong_root(root: Path, problem: str, tree: str) -> UserError:
     return UserError(f"{root}: {problem}; expected a folder that holds  {tree}")
 
 
-def read_stamp(root: Path) -> dict[str, Any]:
-    """What the translated data root `root` was made from; empty where it does not say.
+def read_stamp(root: Path, name: str = STAMP) -> dict[str, Any]:
+    """What the translated data root `root`, or one of pseudo labels, was made from; empty where it does not say.
 
     Raises:
         UserError: the file that says so is damaged.
     """
-    path = root / STAMP
+    path = root / name
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -174,7 +175,7 @@ def read_stamp(root: Path) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise UserError(f"{path}: damaged, so nobody knows what {root} was made from; delete {root}, translate again")
+        raise UserError(f"{path}: damaged, so nobody knows what {root} was made from; delete {root}, make it again")
     return found
 
 

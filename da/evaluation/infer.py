@@ -110,6 +110,20 @@ def predict_labels(predict: Predict, image: Tensor, size: tuple[int, int], confi
     return labels
 
 
+def predict_confidence(
+    predict: Predict, image: Tensor, size: tuple[int, int], config: EvalConfig
+) -> tuple[Tensor, Tensor]:
+    """`predict_labels`, and the probability of each pixel's class, (height, width) float32 on the image's device."""
+    labels = torch.empty(size, dtype=torch.uint8, device=image.device)
+    confidence = torch.empty(size, device=image.device)
+    row = 0
+    for strip in _probability_strips(predict, image, size, config):
+        rows = slice(row, row + strip.shape[1])
+        labels[rows], confidence[rows] = argmax(strip), strip.amax(0)
+        row = rows.stop
+    return labels, confidence
+
+
 def predict_probabilities(predict: Predict, image: Tensor, size: tuple[int, int], config: EvalConfig) -> Tensor:
     """Class probabilities (C, height, width) float16 on the CPU; arguments as for `predict_labels`."""
     strips = [strip.half().cpu() for strip in _probability_strips(predict, image, size, config)]
