@@ -1,23 +1,28 @@
-"""What refines the segmentation loss of every method: weights of classes, and the `loss:` section.
+"""What refines the segmentation loss of every method: class weights, hard pixels, and the `loss:` section.
 
 Class weights of ENet: Paszke, Chaurasia, Kim, Culurciello, "ENet: A Deep Neural Network Architecture for Real-Time
 Semantic Segmentation", 2016, section 5.2. Median frequency balancing: Eigen, Fergus, "Predicting Depth, Surface Normals
-and Semantic Labels with a Common Multi-Scale Convolutional Architecture", ICCV 2015, section 4.3.
+and Semantic Labels with a Common Multi-Scale Convolutional Architecture", ICCV 2015, section 4.3. Online hard example
+mining (OHEM): Shrivastava, Gupta, Girshick, CVPR 2016; of pixels: Wu, Shen, van den Hengel, "High-performance Semantic
+Segmentation Using Very Deep Fully Convolutional Networks", 2016, section 3.3.
 
-Differs from the authors' code: shares are of labelled pixels; weights of median frequency have a cap. Every loss is a
+Differs from the authors' code: shares are of labelled pixels; weights of median frequency have a cap. Hard pixels are
+chosen in each image, not in the batch of a process. Every loss is a
 mean over images, or over labelled pixels, so that it is the same however a batch is cut into micro-batches and
 processes. An image without a labelled pixel gives exactly zero, with zero gradient.
 """
 
+import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Discriminator, PositiveFloat, Tag
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
 from torch import Tensor
 
 from da.config import Section
 from da.labels import IGNORE
+from da.losses import upsampled_cross_entropy
 
 Counted = Literal["enet", "median_frequency"]
 # What stands in brackets is left out of error messages.
@@ -30,6 +35,13 @@ else:
     ]
 
 
+class OhemConfig(Section):
+    """Cross-entropy of the hard pixels alone: see `hard_pixels`. The defaults are mmseg's."""
+
+    threshold: float = Field(0.7, ge=0, le=1)  # probability of the true class up to which a pixel is hard
+    min_kept: PositiveInt = 100_000  # of each image, where it has as many: its hardest pixels are kept in any case
+
+
 class LossConfig(Section):
     """The `loss:` section: what is added to the plain mean cross-entropy over the labelled source pixels.
 
@@ -38,10 +50,12 @@ class LossConfig(Section):
             how weights are made of the source's labels: see `enet_weights` and `median_frequency_weights`. The loss is
             divided by the sum of the weights of the labelled pixels, so the rate means what it meant without.
         weight_cap: the largest weight of `median_frequency`.
+        ohem: the cross-entropy of both heads is of hard pixels alone, each head's own.
     """
 
     class_weights: ClassWeights | None = None
     weight_cap: PositiveFloat = 10.0
+    ohem: OhemConfig | None = None
 
     @property
     def counts_classes(self) -> bool:
@@ -82,3 +96,64 @@ def pixel_weights(label: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
         return label != IGNORE
     return F.pad(weight, (0, IGNORE + 1 - len(weight)))[label.long()]
+
+
+def pixel_loss(
+    logits: Tensor, label: Tensor, align_corners: bool, weight: Tensor | None = None, ohem: OhemConfig | None = None
+) -> Tensor:
+    """Cross-entropy of one head: `upsampled_cross_entropy`, with `ohem` of the hard pixels.
+
+    The hard pixels of an image stand for all of its labelled ones: the loss is the mean over the images of their hard
+    pixels' mean, an image counting by its labelled pixels (by the sum of their class weights). So it can be cut into
+    micro-batches as the plain mean can, before anybody knows which pixels are hard.
+
+    Args:
+        logits: (B, C, h, w), any floating type.
+        label: (B, H, W) trainIds; 255 is ignored.
+        align_corners: of the upsampling.
+        weight: (C,) class weights on the logits' device, or None for 1.
+        ohem: None for all pixels.
+
+    Returns:
+        0-d, in nats per pixel; exactly zero, with zero gradient, where no pixel is labelled.
+    """
+    if ohem is None:
+        return upsampled_cross_entropy(logits, label, align_corners, weight)
+    losses = []
+    for image, truth in zip(logits.split(1), label.split(1)):  # one by one: `hard_pixels` makes full-size logits
+        hard = hard_pixels(image, truth, align_corners, ohem)
+        losses.append(upsampled_cross_entropy(image, hard, align_corners, weight))
+    counts = pixel_weights(label, weight).sum((1, 2)).to(losses[0].dtype)  # (B,)
+    total = counts.sum()
+    return (counts * torch.stack(losses)).sum() / torch.where(total > 0, total, 1)
+
+
+@torch.no_grad()
+def hard_pixels(logits: Tensor, label: Tensor, align_corners: bool, ohem: OhemConfig) -> Tensor:
+    """The label with all but the hard pixels of each image ignored: those whose true class is at most as probable as
+    `threshold`, or as that of the image's `min_kept`-th hardest pixel, whichever keeps more.
+
+    Args:
+        logits: (B, C, h, w), any floating type.
+        label: (B, H, W) trainIds; 255 is ignored, never kept, and left unchanged.
+        align_corners: of the upsampling.
+        ohem: the two numbers.
+
+    Returns:
+        (B, H, W), of the label's type.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    full = F.interpolate(logits, label.shape[1:], mode="bilinear", align_corners=align_corners)
+    void = label == IGNORE
+    truth = label.long().masked_fill(void, 0)[:, None]
+    log_p = (full.gather(1, truth) - full.logsumexp(1, keepdim=True)).masked_fill(void[:, None], math.inf).flatten(1)
+    bound = _kth_smallest(log_p, min(ohem.min_kept, log_p.shape[1]))  # inf where fewer are labelled
+    bound = bound.clamp(min=math.log(ohem.threshold) if ohem.threshold else -math.inf)
+    return label.masked_fill((log_p > bound).view_as(label), IGNORE)
+
+
+def _kth_smallest(values: Tensor, k: int) -> Tensor:
+    """Of each row of (B, N), as (B, 1)."""
+    if torch.are_deterministic_algorithms_enabled():  # `kthvalue` has no such form on GPUs, as its indices vary
+        return values.sort(1).values[:, k - 1 : k]
+    return values.kthvalue(k, 1, keepdim=True).values

@@ -4,8 +4,17 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from da.supervised import enet_weights, median_frequency_weights, pixel_weights
+from da.losses import upsampled_cross_entropy
+from da.supervised import (
+    OhemConfig,
+    enet_weights,
+    hard_pixels,
+    median_frequency_weights,
+    pixel_loss,
+    pixel_weights,
+)
 
 # Pixels of each class in GTA5, in the order of the 19 classes.
 GTA5_PIXELS = torch.tensor(
@@ -49,3 +58,84 @@ class TestClassWeights:
         weight = torch.tensor([0.5, 1.0, 4.0])
         assert pixel_weights(label, weight).tolist() == [[[0.5, 4.0], [0.0, 1.0]]]
         assert pixel_weights(label, None).tolist() == [[[True, True], [False, True]]]
+
+
+def case(classes: int = 5, low: tuple[int, int] = (5, 7), high: tuple[int, int] = (20, 28)):
+    """Logits and labels of two images; a fifth of the pixels is ignored, and most of the first image."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, classes, *low, generator=generator)
+    label = torch.randint(0, classes, (2, *high), generator=generator, dtype=torch.uint8)
+    label[torch.rand(label.shape, generator=generator) < 0.2] = 255
+    label[0, 5:] = 255
+    return logits.requires_grad_(), label
+
+
+def probability_of_truth(logits, label):
+    """(B, H, W), 2 where ignored."""
+    full = F.interpolate(logits, label.shape[1:], mode="bilinear").softmax(1)
+    p = full.gather(1, label.long().masked_fill(label == 255, 0)[:, None])[:, 0]
+    return p.masked_fill(label == 255, 2)
+
+
+class TestOhem:
+    def test_a_threshold_that_all_pass_is_plain_cross_entropy(self):
+        logits, label = case()
+        for threshold in (1.0, 1.01):
+            ohem = OhemConfig.model_construct(threshold=threshold, min_kept=1)
+            assert torch.equal(hard_pixels(logits, label, False, ohem), label)
+            loss, plain = pixel_loss(logits, label, False, None, ohem), upsampled_cross_entropy(logits, label)
+            torch.testing.assert_close(loss, plain)
+            torch.testing.assert_close(*(torch.autograd.grad(x, logits)[0] for x in (loss, plain)))
+
+    def test_threshold_zero_keeps_exactly_the_hardest_of_each_image(self):
+        logits, label = case()
+        kept = hard_pixels(logits, label, False, OhemConfig(threshold=0.0, min_kept=30)) != 255
+        assert kept.sum((1, 2)).tolist() == [30, 30]
+        for p, mask in zip(probability_of_truth(logits, label), kept):
+            assert p[mask].max() < p[~mask].min()
+
+    def test_between_them_all_below_the_threshold_are_kept(self):
+        logits, label = case()
+        hard = hard_pixels(logits, label, False, OhemConfig(threshold=0.7, min_kept=1))
+        expected = probability_of_truth(logits, label) <= 0.7
+        assert torch.equal(hard != 255, expected)
+        assert torch.equal(hard[expected], label[expected])
+
+    def test_ignored_pixels_are_never_kept_and_fewer_than_min_kept_are_all(self):
+        logits, label = case()
+        before = label.clone()
+        ohem = OhemConfig(threshold=0.0, min_kept=200)  # the first image has fewer labelled ones
+        hard = hard_pixels(logits, label, False, ohem)
+        assert torch.equal(hard[0], label[0])
+        assert (hard[1] != 255).sum() == 200
+        assert torch.equal(label, before)
+        assert torch.equal(hard_pixels(logits, label, False, OhemConfig()), label)  # 100,000 of 1,120 pixels
+
+    def test_nothing_labelled_gives_zero_and_zero_gradient(self):
+        logits, label = case()
+        loss = pixel_loss(logits, torch.full_like(label, 255), False, torch.ones(5), OhemConfig(min_kept=3))
+        loss.backward()
+        assert loss.item() == 0
+        assert not logits.grad.any()
+
+    @pytest.mark.parametrize("weight", [None, torch.tensor([0.2, 1.0, 2.0, 3.0, 4.0])])
+    def test_an_images_hard_pixels_stand_for_all_of_its_own(self, weight):
+        """And so micro-batches give what the batch gives."""
+        logits, label = case()
+        ohem = OhemConfig(threshold=0.4, min_kept=20)
+        counts = pixel_weights(label, weight).sum((1, 2)).float()
+        full = F.interpolate(logits, label.shape[1:], mode="bilinear").split(1)
+        hard = hard_pixels(logits, label, False, ohem).long().split(1)
+        means = [F.cross_entropy(z, y, weight, ignore_index=255) for z, y in zip(full, hard)]
+        expected = (counts * torch.stack(means)).sum() / counts.sum()
+        torch.testing.assert_close(pixel_loss(logits, label, False, weight, ohem), expected)
+
+    def test_the_deterministic_form_keeps_the_same(self):
+        logits, label = case()
+        ohem = OhemConfig(threshold=0.1, min_kept=50)
+        plain = hard_pixels(logits, label, False, ohem)
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert torch.equal(hard_pixels(logits, label, False, ohem), plain)
+        finally:
+            torch.use_deterministic_algorithms(False)

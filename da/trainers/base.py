@@ -27,9 +27,8 @@ from da.engine import dist
 from da.engine.loop import RunConfig
 from da.engine.stepper import Backward, Remembers
 from da.evaluation.infer import EvalConfig
-from da.losses import upsampled_cross_entropy
 from da.nets.pspnet import PSPNet, PSPNetConfig, Scores
-from da.supervised import LossConfig, pixel_weights
+from da.supervised import LossConfig, pixel_loss, pixel_weights
 
 
 class Experiment(Section):
@@ -119,17 +118,19 @@ class Trainer(ABC):
     def segmentation_loss(self, scores: Scores, label: Tensor, lambda_aux: float) -> tuple[Tensor, dict[str, Tensor]]:
         """CE(main, y) + lambda_aux CE(aux, y), the second only where there is an auxiliary head (PSPNet, sec. 3.3).
 
-        CE is weighted by class where `loss.class_weights` says so.
+        CE is weighted by class and of hard pixels alone where the section `loss:` says so.
         `scores` are the segmenter's at the output stride, upsampled here to `label`, (B, H, W) trainIds. Returns the
         0-d loss and its parts under their TensorBoard names, each such that its mean over micro-batches and processes
         is the mean over the global batch's labelled pixels.
         """
-        weight, align_corners = self._class_weights_at(label), self.segmenter.config.align_corners
-        parts = {"loss/seg": self.source_weight * upsampled_cross_entropy(scores.main, label, align_corners, weight)}
-        if scores.aux is None:
-            return parts["loss/seg"], parts
-        parts["loss/seg_aux"] = self.source_weight * upsampled_cross_entropy(scores.aux, label, align_corners, weight)
-        return parts["loss/seg"] + lambda_aux * parts["loss/seg_aux"], parts
+        terms, weight = self.config.loss, self._class_weights_at(label)
+        align_corners = self.segmenter.config.align_corners
+        loss = self.source_weight * pixel_loss(scores.main, label, align_corners, weight, terms.ohem)
+        parts = {"loss/seg": loss}
+        if scores.aux is not None:
+            aux = self.source_weight * pixel_loss(scores.aux, label, align_corners, weight, terms.ohem)
+            loss, parts["loss/seg_aux"] = loss + lambda_aux * aux, aux
+        return loss, parts
 
     def _class_weights_at(self, label: Tensor) -> Tensor | None:
         """The class weights on the label's device, copied there once."""

@@ -14,7 +14,8 @@ from da.trainers import base
 
 SEGMENTERS = [method for method in METHODS if not base.find(method).Trainer.is_translation]
 WEIGHTS = "[" + ", ".join(str(1 + c % 5) for c in range(19)) + "]"
-REFINED = ([f"loss.class_weights={WEIGHTS}"],)
+OHEM = "loss.ohem={threshold: 0.05, min_kept: 100}"
+REFINED = ([f"loss.class_weights={WEIGHTS}"], [OHEM], [f"loss.class_weights={WEIGHTS}", OHEM])
 
 
 @pytest.fixture
