@@ -1,13 +1,16 @@
-"""What refines the segmentation loss of every method: class weights, hard pixels, and the `loss:` section.
+"""What refines the segmentation loss of every method: class weights, hard pixels, overlap losses, and
+the `loss:` section.
 
 Class weights of ENet: Paszke, Chaurasia, Kim, Culurciello, "ENet: A Deep Neural Network Architecture for Real-Time
 Semantic Segmentation", 2016, section 5.2. Median frequency balancing: Eigen, Fergus, "Predicting Depth, Surface Normals
 and Semantic Labels with a Common Multi-Scale Convolutional Architecture", ICCV 2015, section 4.3. Online hard example
 mining (OHEM): Shrivastava, Gupta, Girshick, CVPR 2016; of pixels: Wu, Shen, van den Hengel, "High-performance Semantic
-Segmentation Using Very Deep Fully Convolutional Networks", 2016, section 3.3.
+Segmentation Using Very Deep Fully Convolutional Networks", 2016, section 3.3. Lovász-Softmax: Berman, Rannen Triki,
+Blaschko, "The Lovász-Softmax Loss", CVPR 2018. Dice: Milletari, Navab, Ahmadi, "V-Net", 3DV 2016, section 3.
 
 Differs from the authors' code: shares are of labelled pixels; weights of median frequency have a cap. Hard pixels are
-chosen in each image, not in the batch of a process. Every loss is a
+chosen in each image, not in the batch of a process. Overlaps are of each image too, the mean is over the classes that
+it shows, and Dice has no squares. Every loss is a
 mean over images, or over labelled pixels, so that it is the same however a batch is cut into micro-batches and
 processes. An image without a labelled pixel gives exactly zero, with zero gradient.
 """
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
+from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag
 from torch import Tensor
 
 from da.config import Section
@@ -51,11 +54,14 @@ class LossConfig(Section):
             divided by the sum of the weights of the labelled pixels, so the rate means what it meant without.
         weight_cap: the largest weight of `median_frequency`.
         ohem: the cross-entropy of both heads is of hard pixels alone, each head's own.
+        lambda_lovasz, lambda_dice: weights of `lovasz_softmax` and `dice_loss`, of the main head, beside cross-entropy.
     """
 
     class_weights: ClassWeights | None = None
     weight_cap: PositiveFloat = 10.0
     ohem: OhemConfig | None = None
+    lambda_lovasz: NonNegativeFloat = 0.0
+    lambda_dice: NonNegativeFloat = 0.0
 
     @property
     def counts_classes(self) -> bool:
@@ -157,3 +163,61 @@ def _kth_smallest(values: Tensor, k: int) -> Tensor:
     if torch.are_deterministic_algorithms_enabled():  # `kthvalue` has no such form on GPUs, as its indices vary
         return values.sort(1).values[:, k - 1 : k]
     return values.kthvalue(k, 1, keepdim=True).values
+
+
+def lovasz_softmax(p: Tensor, label: Tensor) -> Tensor:
+    """Convex extension of 1 - IoU, mean over the classes that an image shows, then over the images (Berman et al.).
+
+    For class c, errors m_i = |1[y_i = c] - p_i(c)| in descending order are weighted by how much the Jaccard loss grows
+    when that pixel becomes wrong too (their Algorithm 1).
+
+    Args:
+        p: (B, C, H, W) probabilities, float32.
+        label: (B, H, W) trainIds; 255 is ignored.
+
+    Returns:
+        0-d, in [0, 1]; 0 for a perfect prediction. An image without a labelled pixel counts 0.
+    """
+    void = (label == IGNORE).flatten(1)
+    losses, shown = [], []
+    for number, own in enumerate(p.flatten(2).unbind(1)):  # (B, H W)
+        truth = (label == number).flatten(1)
+        errors = (truth.to(p.dtype) - own).abs().masked_fill(void, 0)
+        losses.append((errors * _jaccard_growth(errors, truth, void)).sum(1))
+        shown.append(truth.any(1))
+    return _mean_of_shown(torch.stack(losses, 1), torch.stack(shown, 1))
+
+
+@torch.no_grad()
+def _jaccard_growth(errors: Tensor, truth: Tensor, void: Tensor) -> Tensor:
+    """What each pixel adds to the Jaccard loss of its image when pixels become wrong in the order of their errors,
+    ignored ones last; all (B, N)."""
+    order = errors.masked_fill(void, -1).argsort(1, descending=True)
+    missed = truth.gather(1, order).cumsum(1)  # whole numbers: sums of floats have no deterministic form on GPUs
+    wrong = torch.arange(1, errors.shape[1] + 1, device=errors.device)
+    size = missed[:, -1:]  # pixels of the class
+    jaccard = 1 - (size - missed) / (size + wrong - missed).to(errors.dtype)
+    growth = jaccard.diff(dim=1, prepend=torch.zeros_like(jaccard[:, :1]))
+    return torch.empty_like(errors).scatter_(1, order, growth)
+
+
+def dice_loss(p: Tensor, label: Tensor) -> Tensor:
+    """1 - 2 |p y| / (|p| + |y|), sums over the labelled pixels of an image; mean over the classes that it shows, then
+    over the images (Milletari et al., without the squares).
+
+    Args:
+        p: (B, C, H, W) probabilities, float32.
+        label: (B, H, W) trainIds; 255 is ignored.
+
+    Returns:
+        0-d, in [0, 1]; 0 for a perfect prediction. An image without a labelled pixel counts 0.
+    """
+    truth = label[:, None] == torch.arange(p.shape[1], device=p.device)[:, None, None]  # (B, C, H, W)
+    both = (p * truth).sum((2, 3))
+    total = (p * (label != IGNORE)[:, None]).sum((2, 3)) + truth.sum((2, 3))
+    return _mean_of_shown(1 - 2 * both / total.clamp(min=1e-7), truth.flatten(2).any(2))
+
+
+def _mean_of_shown(losses: Tensor, shown: Tensor) -> Tensor:
+    """Mean over the images of the mean over the classes that each shows; both (B, C)."""
+    return ((losses * shown).sum(1) / shown.sum(1).clamp(min=1)).mean()

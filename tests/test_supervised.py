@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from da.losses import upsampled_cross_entropy
 from da.supervised import (
     OhemConfig,
+    dice_loss,
     enet_weights,
     hard_pixels,
+    lovasz_softmax,
     median_frequency_weights,
     pixel_loss,
     pixel_weights,
@@ -139,3 +141,75 @@ class TestOhem:
             assert torch.equal(hard_pixels(logits, label, False, ohem), plain)
         finally:
             torch.use_deterministic_algorithms(False)
+
+
+def one_hot(label: torch.Tensor, classes: int) -> torch.Tensor:
+    return F.one_hot(label.long() % 255, classes).permute(0, 3, 1, 2).float()
+
+
+@pytest.mark.parametrize("overlap", [lovasz_softmax, dice_loss])
+class TestOverlap:
+    def test_a_perfect_prediction_is_zero_and_a_wrong_one_is_one(self, overlap):
+        label = torch.randint(0, 4, (2, 6, 7), generator=torch.Generator().manual_seed(0))
+        assert overlap(one_hot(label, 5), label).item() == pytest.approx(0, abs=1e-6)
+        assert overlap(one_hot(label + 1, 5), label).item() == pytest.approx(1)
+        alone = torch.full((1, 6, 7), 2)
+        assert overlap(one_hot(torch.zeros_like(alone), 5), alone).item() == pytest.approx(1)
+
+    def test_of_hard_predictions_it_is_that_of_the_confusion(self, overlap):
+        """1 - IoU, or 1 - 2 IoU / (1 + IoU), of the classes that an image shows, ignored pixels left out."""
+        _, label = case()
+        guess = torch.randint(0, 5, label.shape, generator=torch.Generator().manual_seed(1))
+        expected = []
+        for truth, found in zip(label, guess):
+            valid = truth != 255
+            for c in truth[valid].unique():
+                hit = (valid & (truth == c) & (found == c)).sum()
+                iou = hit / (valid & ((truth == c) | (found == c))).sum()
+                score = iou if overlap is lovasz_softmax else 2 * iou / (1 + iou)
+                expected.append((1 - score) / len(truth[valid].unique()))
+        mean = sum(expected) / len(label)
+        assert overlap(one_hot(guess, 5), label).item() == pytest.approx(mean.item(), rel=1e-5)
+
+    def test_the_order_of_pixels_and_what_is_ignored_have_no_effect(self, overlap):
+        logits, label = case(low=(20, 28))
+        loss = overlap(logits.softmax(1), label)
+        order = torch.randperm(20 * 28, generator=torch.Generator().manual_seed(2))
+        shuffled = logits.flatten(2)[:, :, order].view_as(logits), label.flatten(1)[:, order].view_as(label)
+        torch.testing.assert_close(overlap(shuffled[0].softmax(1), shuffled[1]), loss)
+        other = torch.where((label == 255)[:, None], 50 * torch.randn_like(logits), logits)
+        torch.testing.assert_close(overlap(other.softmax(1), label), loss)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert not gradient.permute(0, 2, 3, 1)[label == 255].any()
+        assert gradient.any()
+
+    def test_it_is_the_mean_over_images_of_which_unlabelled_ones_give_nothing(self, overlap):
+        logits, label = case(low=(20, 28))
+        p = logits.softmax(1)
+        each = [overlap(p[i : i + 1], label[i : i + 1]) for i in range(2)]
+        torch.testing.assert_close(overlap(p, label), sum(each) / 2)
+        label[0] = 255
+        torch.testing.assert_close(overlap(p, label), each[1] / 2)
+        loss = overlap(p, torch.full_like(label, 255))
+        loss.backward()
+        assert loss.item() == 0
+        assert not logits.grad.any()
+
+    def test_descent_raises_the_overlap(self, overlap):
+        logits, label = case(low=(20, 28))
+        losses = []
+        for _ in range(20):
+            loss = overlap(logits.softmax(1), label)
+            losses.append(loss.item())
+            (gradient,) = torch.autograd.grad(loss, logits)
+            logits = (logits - 300 * gradient).detach().requires_grad_()
+        assert losses == sorted(losses, reverse=True)
+        assert losses[-1] < 0.85 * losses[0]
+
+
+def test_lovasz_by_hand():
+    """One class of two pixels, one of them half sure, and a pixel of another class that is sure."""
+    p = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]]).T[None, :, None]
+    label = torch.tensor([[[0, 0, 1]]])
+    # class 0: errors 0.5, 0, 0: 0.5 (1 - 1 / 2). class 1: errors 0.5, 0, 0, the first not of it: 0.5 (1 - 1 / 2).
+    assert lovasz_softmax(p, label).item() == pytest.approx(0.25)

@@ -28,7 +28,7 @@ from da.engine.loop import RunConfig
 from da.engine.stepper import Backward, Remembers
 from da.evaluation.infer import EvalConfig
 from da.nets.pspnet import PSPNet, PSPNetConfig, Scores
-from da.supervised import LossConfig, pixel_loss, pixel_weights
+from da.supervised import LossConfig, dice_loss, lovasz_softmax, pixel_loss, pixel_weights
 
 
 class Experiment(Section):
@@ -118,7 +118,8 @@ class Trainer(ABC):
     def segmentation_loss(self, scores: Scores, label: Tensor, lambda_aux: float) -> tuple[Tensor, dict[str, Tensor]]:
         """CE(main, y) + lambda_aux CE(aux, y), the second only where there is an auxiliary head (PSPNet, sec. 3.3).
 
-        CE is weighted by class and of hard pixels alone where the section `loss:` says so.
+        Where the section `loss:` says so, CE is weighted by class and of hard pixels alone, and overlap losses of the
+        main head are added.
         `scores` are the segmenter's at the output stride, upsampled here to `label`, (B, H, W) trainIds. Returns the
         0-d loss and its parts under their TensorBoard names, each such that its mean over micro-batches and processes
         is the mean over the global batch's labelled pixels.
@@ -130,6 +131,14 @@ class Trainer(ABC):
         if scores.aux is not None:
             aux = self.source_weight * pixel_loss(scores.aux, label, align_corners, weight, terms.ohem)
             loss, parts["loss/seg_aux"] = loss + lambda_aux * aux, aux
+        if terms.lambda_lovasz or terms.lambda_dice:
+            p = self.segmenter.upsample(Scores(scores.main, None), label.shape[-2:]).main.softmax(1)
+            if terms.lambda_lovasz:
+                parts["loss/lovasz"] = lovasz_softmax(p, label)
+                loss = loss + terms.lambda_lovasz * parts["loss/lovasz"]
+            if terms.lambda_dice:
+                parts["loss/dice"] = dice_loss(p, label)
+                loss = loss + terms.lambda_dice * parts["loss/dice"]
         return loss, parts
 
     def _class_weights_at(self, label: Tensor) -> Tensor | None:

@@ -62,7 +62,7 @@ def restored(monkeypatch) -> Iterator[None]:
 @pytest.mark.parametrize("method", METHOD_FILES)
 def test_an_update_has_only_operations_with_a_deterministic_form(method, gta5_root, cityscapes_root):
     translation = ("method.blocks=1", "method.width=8")
-    refined = ("data.jitter=0.2", "data.blur=0.5", "loss.ohem={min_kept: 100}")
+    refined = ("data.jitter=0.2", "data.blur=0.5", "loss={ohem: {min_kept: 100}, lambda_lovasz: 1, lambda_dice: 1}")
     extra = translation if method == "cycada_pixel" else refined
     config = tiny(METHOD_FILES[method], gta5_root, cityscapes_root, *extra)
     trainer = base.build(config)

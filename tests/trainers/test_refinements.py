@@ -15,7 +15,8 @@ from da.trainers import base
 SEGMENTERS = [method for method in METHODS if not base.find(method).Trainer.is_translation]
 WEIGHTS = "[" + ", ".join(str(1 + c % 5) for c in range(19)) + "]"
 OHEM = "loss.ohem={threshold: 0.05, min_kept: 100}"
-REFINED = ([f"loss.class_weights={WEIGHTS}"], [OHEM], [f"loss.class_weights={WEIGHTS}", OHEM])
+OVERLAP = ("loss.lambda_lovasz=0.7", "loss.lambda_dice=0.3")
+REFINED = ([f"loss.class_weights={WEIGHTS}"], [OHEM], [f"loss.class_weights={WEIGHTS}", OHEM, *OVERLAP])
 
 
 @pytest.fixture
@@ -87,6 +88,15 @@ def test_class_weights_are_those_of_the_cross_entropy(make):
     main, aux = (upsampled_cross_entropy(head, given.src_label, False, weight) for head in scores[:2])
     assert parts["loss/seg"] == main
     assert loss == main + 0.5 * aux
+
+
+def test_overlap_losses_stand_beside_the_cross_entropy(make):
+    plain, trainer, given = make("source_only"), make("source_only", *OVERLAP), half_labelled()
+    scores = trainer.segmenter.scores(given.src_image / 255)
+    before, _ = plain.segmentation_loss(scores, given.src_label, 0.4)
+    loss, parts = trainer.segmentation_loss(scores, given.src_label, 0.4)
+    assert {"loss/lovasz", "loss/dice"} < parts.keys()
+    torch.testing.assert_close(loss, before + 0.7 * parts["loss/lovasz"] + 0.3 * parts["loss/dice"])
 
 
 def test_weights_that_do_not_fit_the_classes_are_refused(gta5_root, cityscapes_root):
