@@ -1,12 +1,14 @@
-"""What refines the segmentation loss of every method: class weights, hard pixels, overlap losses, and
-the `loss:` section.
+"""What refines the segmentation loss of every method: class weights, hard pixels, overlap losses,
+presence of classes, and the `loss:` section.
 
 Class weights of ENet: Paszke, Chaurasia, Kim, Culurciello, "ENet: A Deep Neural Network Architecture for Real-Time
 Semantic Segmentation", 2016, section 5.2. Median frequency balancing: Eigen, Fergus, "Predicting Depth, Surface Normals
 and Semantic Labels with a Common Multi-Scale Convolutional Architecture", ICCV 2015, section 4.3. Online hard example
 mining (OHEM): Shrivastava, Gupta, Girshick, CVPR 2016; of pixels: Wu, Shen, van den Hengel, "High-performance Semantic
 Segmentation Using Very Deep Fully Convolutional Networks", 2016, section 3.3. Lovász-Softmax: Berman, Rannen Triki,
-Blaschko, "The Lovász-Softmax Loss", CVPR 2018. Dice: Milletari, Navab, Ahmadi, "V-Net", 3DV 2016, section 3.
+Blaschko, "The Lovász-Softmax Loss", CVPR 2018. Dice: Milletari, Navab, Ahmadi, "V-Net", 3DV 2016, section 3. Presence
+of classes: the repository Lextal/pspnet-pytorch, of no paper; Zhang et al., "Context Encoding for Semantic
+Segmentation", CVPR 2018, section 3.1, has the like.
 
 Differs from the authors' code: shares are of labelled pixels; weights of median frequency have a cap. Hard pixels are
 chosen in each image, not in the batch of a process. Overlaps are of each image too, the mean is over the classes that
@@ -54,6 +56,7 @@ class LossConfig(Section):
             divided by the sum of the weights of the labelled pixels, so the rate means what it meant without.
         weight_cap: the largest weight of `median_frequency`.
         ohem: the cross-entropy of both heads is of hard pixels alone, each head's own.
+        lambda_presence: weight of `presence_loss`, of the head that `model.presence` builds.
         lambda_lovasz, lambda_dice: weights of `lovasz_softmax` and `dice_loss`, of the main head, beside cross-entropy.
     """
 
@@ -62,6 +65,7 @@ class LossConfig(Section):
     ohem: OhemConfig | None = None
     lambda_lovasz: NonNegativeFloat = 0.0
     lambda_dice: NonNegativeFloat = 0.0
+    lambda_presence: NonNegativeFloat = 0.0
 
     @property
     def counts_classes(self) -> bool:
@@ -221,3 +225,26 @@ def dice_loss(p: Tensor, label: Tensor) -> Tensor:
 def _mean_of_shown(losses: Tensor, shown: Tensor) -> Tensor:
     """Mean over the images of the mean over the classes that each shows; both (B, C)."""
     return ((losses * shown).sum(1) / shown.sum(1).clamp(min=1)).mean()
+
+
+def class_presence(label: Tensor, classes: int) -> Tensor:
+    """(B, H, W) trainIds, 255 ignored -> (B, classes) float32: 1 where an image shows the class, else 0."""
+    pixels = label.flatten(1)
+    return torch.stack([(pixels == number).any(1) for number in range(classes)], 1).float()
+
+
+def presence_loss(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of which classes an image shows, mean over classes, then over images.
+
+    Args:
+        logits: (B, C), any floating type.
+        label: (B, H, W) trainIds; 255 is ignored.
+        weight: (C,) class weights on the logits' device, of the mean over classes; None for 1.
+
+    Returns:
+        0-d float32, in nats. An image without a labelled pixel says nothing about its classes and counts 0.
+    """
+    shown = class_presence(label, logits.shape[1])
+    losses = F.binary_cross_entropy_with_logits(logits.float(), shown, reduction="none")
+    weight = torch.ones_like(losses[0]) if weight is None else weight
+    return ((losses * weight).sum(1) / weight.sum() * shown.amax(1)).mean()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from da.losses import upsampled_cross_entropy
 from da.supervised import (
     OhemConfig,
+    class_presence,
     dice_loss,
     enet_weights,
     hard_pixels,
@@ -16,6 +17,7 @@ from da.supervised import (
     median_frequency_weights,
     pixel_loss,
     pixel_weights,
+    presence_loss,
 )
 
 # Pixels of each class in GTA5, in the order of the 19 classes.
@@ -213,3 +215,36 @@ def test_lovasz_by_hand():
     label = torch.tensor([[[0, 0, 1]]])
     # class 0: errors 0.5, 0, 0: 0.5 (1 - 1 / 2). class 1: errors 0.5, 0, 0, the first not of it: 0.5 (1 - 1 / 2).
     assert lovasz_softmax(p, label).item() == pytest.approx(0.25)
+
+
+class TestPresence:
+    label = torch.tensor([[[0, 2], [255, 2]], [[1, 1], [1, 1]]], dtype=torch.uint8)
+
+    def test_it_is_what_the_label_shows_in_any_order(self):
+        assert class_presence(self.label, 4).tolist() == [[1, 0, 1, 0], [0, 1, 0, 0]]
+        shuffled = self.label.flatten(1)[:, torch.tensor([3, 0, 2, 1])].view_as(self.label)
+        assert torch.equal(class_presence(shuffled, 4), class_presence(self.label, 4))
+
+    def test_undecided_logits_give_the_log_of_two(self):
+        for weight in (None, torch.tensor([1.0, 5.0, 2.0, 3.0])):
+            loss = presence_loss(torch.zeros(2, 4, dtype=torch.bfloat16), self.label, weight)
+            assert loss.dtype == torch.float32
+            assert loss.item() == pytest.approx(math.log(2))
+
+    def test_classes_count_by_their_weights(self):
+        logits = torch.tensor([[3.0, -1.0, 0.5, 2.0]])
+        right = [math.log(1 + math.exp(-z)) for z in (3.0, 1.0, 0.5, -2.0)]
+        loss = presence_loss(logits, self.label[:1], torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        assert loss.item() == pytest.approx(sum(w * x for w, x in zip((1, 2, 3, 4), right)) / 10, rel=1e-5)
+
+    def test_an_image_without_labels_has_no_class_and_counts_nothing(self):
+        logits = torch.randn(2, 4, requires_grad=True)
+        void = torch.full_like(self.label, 255)
+        assert not class_presence(void, 4).any()
+        assert presence_loss(logits, void).item() == 0
+        half = torch.cat([self.label[:1], void[1:]])
+        loss = presence_loss(logits, half)
+        torch.testing.assert_close(loss, presence_loss(logits[:1], self.label[:1]) / 2)
+        loss.backward()
+        assert not logits.grad[1].any()
+        assert logits.grad[0].all()

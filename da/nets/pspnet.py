@@ -5,7 +5,8 @@ auxiliary loss).
 
 Differs from the authors' code: takes images of any size and normalises them itself; the pyramid branches
 carry GroupNorm by default (Wu and He, ECCV 2018), since domain adaptation trains at batch 1 and the bin-1
-branch would give BatchNorm a single value per channel; align_corners is a setting, off by default.
+branch would give BatchNorm a single value per channel; align_corners is a setting, off by default. The presence head
+is that of the repository Lextal/pspnet-pytorch.
 """
 
 import math
@@ -47,6 +48,7 @@ class PSPNetConfig(Section):
         bins: cells per side of each pyramid level.
         head_channels: width of the fused head; 128 suits resnet18 and resnet34.
         aux: build the auxiliary head on layer3, a quarter of layer3's channels wide.
+        presence: build a head on layer3 that says which classes an image shows; `loss.lambda_presence` trains it.
         dropout: probability of dropping a channel before each classifier.
         ppm_norm: normalisation of the pyramid branches. `batch` is the paper's and needs at least two images
             per forward; `group` trains at batch 1 with the same number of parameters.
@@ -69,6 +71,7 @@ class PSPNetConfig(Section):
     bins: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 3, 6)
     head_channels: PositiveInt = 512
     aux: bool = True
+    presence: bool = False
     dropout: float = Field(default=0.1, ge=0, lt=1)
     ppm_norm: Literal["batch", "group"] = "group"
     align_corners: bool = False
@@ -77,14 +80,16 @@ class PSPNetConfig(Section):
 
 
 class Scores(NamedTuple):
-    """Class logits (B, classes, H, W) of the main head and, where there is one and it trains, of the auxiliary head."""
+    """Class logits (B, classes, H, W) of the main head and, where there is one and it trains, of the auxiliary head;
+    likewise (B, classes) of the presence head."""
 
     main: Tensor
     aux: Tensor | None
+    presence: Tensor | None = None
 
 
 class Features(NamedTuple):
-    """What the two heads see: (B, C, h, w) of the pyramid, C twice layer4's channels for four bins, and layer3."""
+    """What the heads see: (B, C, h, w) of the pyramid, C twice layer4's channels for four bins, and layer3."""
 
     pyramid: Tensor
     layer3: Tensor
@@ -156,6 +161,10 @@ def _classifier(in_channels: int, width: int, num_classes: int, dropout: float) 
     )
 
 
+def _presence_head(in_channels: int, num_classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_channels, 256), nn.ReLU(inplace=True), nn.Linear(256, num_classes))
+
+
 def _init_head(head: nn.Module) -> None:
     """He initialisation; the layer that gives the logits starts near zero: a near-uniform first softmax."""
     for module in head.modules():
@@ -200,8 +209,11 @@ class PSPNet(nn.Module):
         self.cls = _classifier(self.ppm.out_channels, config.head_channels, num_classes, config.dropout)
         layer3 = self.backbone.layer3_channels
         self.aux = _classifier(layer3, layer3 // 4, num_classes, config.dropout) if config.aux else None
-        for head in self._heads():
-            _init_head(head)
+        for head in (self.ppm, self.cls, self.aux):
+            if head is not None:
+                _init_head(head)
+        # After the others, so that their weights are drawn alike with it and without.
+        self.presence = _presence_head(layer3, num_classes) if config.presence else None
         if config.bn == "per_domain":
             replace_norms(self, DomainBatchNorm2d)
         elif config.bn == "sync":
@@ -233,8 +245,8 @@ class PSPNet(nn.Module):
 
     def upsample(self, scores: Scores, size: torch.Size) -> Scores:
         """Logits at the output stride -> bilinearly at `size`, float32."""
-        main, aux = scores
-        return Scores(self._upsample(main, size), None if aux is None else self._upsample(aux, size))
+        main, aux, presence = scores
+        return Scores(self._upsample(main, size), None if aux is None else self._upsample(aux, size), presence)
 
     def scores(self, image: Tensor, domain: Domain = "target") -> Scores:
         """`forward` before upsampling: (B, classes, ceil(H / s), ceil(W / s)), s the output stride, in the
@@ -254,7 +266,10 @@ class PSPNet(nn.Module):
     def classify(self, features: Features) -> Scores:
         """Logits at the output stride: the second half of `scores`."""
         main = self.cls(features.pyramid)
-        return Scores(main, self.aux(features.layer3) if self.aux is not None and self.training else None)
+        aux = self.aux(features.layer3) if self.aux is not None and self.training else None
+        if self.presence is None or not self.training:
+            return Scores(main, aux)
+        return Scores(main, aux, self.presence(features.layer3.amax((2, 3))))
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Trainable parameters of the backbone and of the heads; each is in exactly one of the two lists."""
@@ -278,7 +293,7 @@ class PSPNet(nn.Module):
         return [module for stage in self.backbone.stages()[: self.config.frozen_stages] for module in stage]
 
     def _heads(self) -> list[nn.Module]:
-        return [head for head in (self.ppm, self.cls, self.aux) if head is not None]
+        return [head for head in (self.ppm, self.cls, self.aux, self.presence) if head is not None]
 
     def _upsample(self, logits: Tensor, size: torch.Size) -> Tensor:
         # Contiguous, so that the large result is, whatever the network's layout: softmax over channels would copy it.

@@ -28,7 +28,7 @@ from da.engine.loop import RunConfig
 from da.engine.stepper import Backward, Remembers
 from da.evaluation.infer import EvalConfig
 from da.nets.pspnet import PSPNet, PSPNetConfig, Scores
-from da.supervised import LossConfig, dice_loss, lovasz_softmax, pixel_loss, pixel_weights
+from da.supervised import LossConfig, dice_loss, lovasz_softmax, pixel_loss, pixel_weights, presence_loss
 
 
 class Experiment(Section):
@@ -90,6 +90,8 @@ class Trainer(ABC):
         self.memory: dict[str, Remembers] = {}  # what else a continuation needs (`da.engine.history`)
         if self.is_translation and config.loss != LossConfig():
             raise UserError(f"loss: {config.trainer} trains no segmenter; leave the section out")
+        if config.loss.lambda_presence and not config.model.presence:
+            raise UserError("loss.lambda_presence: needs model.presence=true; add it, or set to 0")
         if isinstance(config.loss.class_weights, tuple):
             self.class_weights = torch.tensor(config.loss.class_weights)
 
@@ -119,7 +121,7 @@ class Trainer(ABC):
         """CE(main, y) + lambda_aux CE(aux, y), the second only where there is an auxiliary head (PSPNet, sec. 3.3).
 
         Where the section `loss:` says so, CE is weighted by class and of hard pixels alone, and overlap losses of the
-        main head are added.
+        main head and the loss of the presence head are added.
         `scores` are the segmenter's at the output stride, upsampled here to `label`, (B, H, W) trainIds. Returns the
         0-d loss and its parts under their TensorBoard names, each such that its mean over micro-batches and processes
         is the mean over the global batch's labelled pixels.
@@ -139,6 +141,9 @@ class Trainer(ABC):
             if terms.lambda_dice:
                 parts["loss/dice"] = dice_loss(p, label)
                 loss = loss + terms.lambda_dice * parts["loss/dice"]
+        if scores.presence is not None:
+            parts["loss/presence"] = presence_loss(scores.presence, label, weight)
+            loss = loss + terms.lambda_presence * parts["loss/presence"]
         return loss, parts
 
     def _class_weights_at(self, label: Tensor) -> Tensor | None:

@@ -16,7 +16,8 @@ SEGMENTERS = [method for method in METHODS if not base.find(method).Trainer.is_t
 WEIGHTS = "[" + ", ".join(str(1 + c % 5) for c in range(19)) + "]"
 OHEM = "loss.ohem={threshold: 0.05, min_kept: 100}"
 OVERLAP = ("loss.lambda_lovasz=0.7", "loss.lambda_dice=0.3")
-REFINED = ([f"loss.class_weights={WEIGHTS}"], [OHEM], [f"loss.class_weights={WEIGHTS}", OHEM, *OVERLAP])
+PRESENCE = ("model.presence=true", "loss.lambda_presence=0.4")
+REFINED = ([f"loss.class_weights={WEIGHTS}"], [OHEM], [f"loss.class_weights={WEIGHTS}", OHEM, *OVERLAP, *PRESENCE])
 
 
 @pytest.fixture
@@ -97,6 +98,26 @@ def test_overlap_losses_stand_beside_the_cross_entropy(make):
     loss, parts = trainer.segmentation_loss(scores, given.src_label, 0.4)
     assert {"loss/lovasz", "loss/dice"} < parts.keys()
     torch.testing.assert_close(loss, before + 0.7 * parts["loss/lovasz"] + 0.3 * parts["loss/dice"])
+
+
+def test_presence_beside_and_instead_of_the_auxiliary_head(make):
+    given = half_labelled()
+    plain, unweighted, both, alone = (
+        make("source_only", *extra)
+        for extra in ((), PRESENCE[:1], PRESENCE, (*PRESENCE, "model.aux=false", "method.lambda_aux=0"))
+    )
+    losses = []
+    for trainer in (plain, unweighted, both, alone):
+        torch.manual_seed(0)
+        scores = trainer.segmenter.scores(given.src_image / 255)
+        losses.append(trainer.segmentation_loss(scores, given.src_label, 0.4))
+    before, parts = losses[0]
+    assert losses[1][0] == before  # of weight 0: the plain loss, to the bit
+    assert torch.equal(losses[2][0], before + 0.4 * losses[2][1]["loss/presence"])
+    assert losses[3][1].keys() == {"loss/seg", "loss/presence"}
+    assert "loss/presence" not in parts
+    with pytest.raises(UserError, match=r"loss\.lambda_presence: needs model\.presence=true"):
+        make("source_only", PRESENCE[1])
 
 
 def test_weights_that_do_not_fit_the_classes_are_refused(gta5_root, cityscapes_root):
