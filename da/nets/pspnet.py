@@ -6,7 +6,7 @@ auxiliary loss).
 Differs from the authors' code: takes images of any size and normalises them itself; the pyramid branches
 carry GroupNorm by default (Wu and He, ECCV 2018), since domain adaptation trains at batch 1 and the bin-1
 branch would give BatchNorm a single value per channel; align_corners is a setting, off by default. The presence head
-is that of the repository Lextal/pspnet-pytorch.
+and the `progressive` decoder are those of the repository Lextal/pspnet-pytorch.
 """
 
 import math
@@ -46,10 +46,14 @@ class PSPNetConfig(Section):
             no batch statistics, no drop-path. 1 is the stem (of ConvNeXt with its first stage, of a transformer the
             embedding).
         bins: cells per side of each pyramid level.
-        head_channels: width of the fused head; 128 suits resnet18 and resnet34.
+        decoder: what makes scores of layer4. `pspnet`: the paper's. `progressive`: pyramid branches as wide as layer4,
+            without norm (`ppm_norm` has no effect), then three learned upsamplings, each by two: scores have eight
+            times the cells.
+        head_channels: width of the fused head; 128 suits resnet18 and resnet34. Of `progressive` the width before the
+            first upsampling: a quarter of it after that one, a sixteenth after the others.
         aux: build the auxiliary head on layer3, a quarter of layer3's channels wide.
         presence: build a head on layer3 that says which classes an image shows; `loss.lambda_presence` trains it.
-        dropout: probability of dropping a channel before each classifier.
+        dropout: probability of dropping a channel before each classifier; half of it after each learned upsampling.
         ppm_norm: normalisation of the pyramid branches. `batch` is the paper's and needs at least two images
             per forward; `group` trains at batch 1 with the same number of parameters.
         align_corners: of the upsampling in the pyramid and in the training losses; scores have `eval.align_corners`.
@@ -69,6 +73,7 @@ class PSPNetConfig(Section):
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     frozen_stages: NonNegativeInt = 0
     bins: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 3, 6)
+    decoder: Literal["pspnet", "progressive"] = "pspnet"
     head_channels: PositiveInt = 512
     aux: bool = True
     presence: bool = False
@@ -100,22 +105,28 @@ class PyramidPooling(nn.Module):
 
     Each branch: adaptive average pooling, 1x1 convolution, norm, ReLU, bilinear upsampling to (h, w). The
     norm is BatchNorm, or GroupNorm with about 16 channels per group, so that a 1x1 map has values to compare.
+    Under `none` branches have neither norm nor ReLU, and C channels each.
     """
 
     def __init__(
-        self, in_channels: int, bins: tuple[int, ...], norm: Literal["batch", "group"], align_corners: bool
+        self, in_channels: int, bins: tuple[int, ...], norm: Literal["batch", "group", "none"], align_corners: bool
     ) -> None:
         super().__init__()
-        width = in_channels // len(bins)
+        width = in_channels if norm == "none" else in_channels // len(bins)
         groups = math.gcd(width, max(1, width // 16))
+
+        def activation() -> list[nn.Module]:
+            if norm == "none":
+                return []
+            return [nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(groups, width), nn.ReLU(inplace=True)]
+
         self.align_corners = align_corners
         self.out_channels = in_channels + width * len(bins)
         self.branches = nn.ModuleList(
             nn.Sequential(
                 AdaptiveAvgPool2d(bin_size),
                 nn.Conv2d(in_channels, width, 1, bias=False),
-                nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(groups, width),
-                nn.ReLU(inplace=True),
+                *activation(),
             )
             for bin_size in bins
         )
@@ -161,19 +172,38 @@ def _classifier(in_channels: int, width: int, num_classes: int, dropout: float) 
     )
 
 
+def _progressive_decoder(
+    in_channels: int, width: int, num_classes: int, dropout: float, align_corners: bool
+) -> nn.Sequential:
+    """(B, in_channels, h, w) -> (B, num_classes, 8 h, 8 w)."""
+    layers = [nn.Conv2d(in_channels, width, 1), nn.ReLU(inplace=True), nn.Dropout2d(dropout)]
+    quarter, narrow = max(width // 4, 1), max(width // 16, 1)
+    for wide, narrower in ((width, quarter), (quarter, narrow), (narrow, narrow)):
+        upsampling = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=align_corners),
+            nn.Conv2d(wide, narrower, 3, padding=1),
+            nn.BatchNorm2d(narrower),
+            nn.PReLU(),
+        )
+        layers += [upsampling, nn.Dropout2d(dropout / 2)]
+    return nn.Sequential(*layers, nn.Conv2d(narrow, num_classes, 1))
+
+
 def _presence_head(in_channels: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(in_channels, 256), nn.ReLU(inplace=True), nn.Linear(256, num_classes))
 
 
 def _init_head(head: nn.Module) -> None:
     """He initialisation; the layer that gives the logits starts near zero: a near-uniform first softmax."""
+    logits = head[-1] if isinstance(head, nn.Sequential) else None
     for module in head.modules():
         if not isinstance(module, nn.Conv2d):
             continue
-        if module.bias is None:
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        else:
+        if module is logits:
             nn.init.normal_(module.weight, std=0.01)
+        else:
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
@@ -205,8 +235,11 @@ class PSPNet(nn.Module):
         self.config = config
         self.backbone = _backbone(config)
         self.load_report = load_backbone(self.backbone, config.weights, config.backbone)
-        self.ppm = PyramidPooling(self.backbone.num_features, config.bins, config.ppm_norm, config.align_corners)
-        self.cls = _classifier(self.ppm.out_channels, config.head_channels, num_classes, config.dropout)
+        progressive, align = config.decoder == "progressive", config.align_corners
+        norm = "none" if progressive else config.ppm_norm
+        self.ppm = PyramidPooling(self.backbone.num_features, config.bins, norm, align)
+        shape = (self.ppm.out_channels, config.head_channels, num_classes, config.dropout)
+        self.cls = _progressive_decoder(*shape, align) if progressive else _classifier(*shape)
         layer3 = self.backbone.layer3_channels
         self.aux = _classifier(layer3, layer3 // 4, num_classes, config.dropout) if config.aux else None
         for head in (self.ppm, self.cls, self.aux):
@@ -250,7 +283,7 @@ class PSPNet(nn.Module):
 
     def scores(self, image: Tensor, domain: Domain = "target") -> Scores:
         """`forward` before upsampling: (B, classes, ceil(H / s), ceil(W / s)), s the output stride, in the
-        precision of the convolutions."""
+        precision of the convolutions; main ones eight times as fine under `decoder: progressive`."""
         return self.classify(self.features(image, domain))
 
     def features(self, image: Tensor, domain: Domain = "target") -> Features:
@@ -301,7 +334,8 @@ class PSPNet(nn.Module):
         return F.interpolate(logits, size, mode="bilinear", align_corners=self.config.align_corners)
 
     def _check_batch(self, batch: int) -> None:
-        batch_norm_in_ppm = self.config.ppm_norm == "batch" and self.config.bn != "frozen"
+        batch_norm_in_ppm = self.config.ppm_norm == "batch" and self.config.decoder == "pspnet"
+        batch_norm_in_ppm = batch_norm_in_ppm and self.config.bn != "frozen"
         shared = batch * processes() if self.config.bn == "sync" else batch
         if self.training and shared == 1 and batch_norm_in_ppm and 1 in self.config.bins:
             raise UserError(

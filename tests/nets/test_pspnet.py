@@ -110,6 +110,38 @@ def test_the_auxiliary_head_answers_in_training_only():
     assert net.eval()(image).aux is None
 
 
+class TestProgressiveDecoder:
+    @pytest.mark.parametrize("batch", [1, 2])
+    @pytest.mark.parametrize("bn", ["train", "frozen", "per_domain"])
+    def test_it_trains_and_its_scores_are_as_fine_as_the_image(self, bn, batch):
+        net = small(decoder="progressive", output_stride=8, bn=bn, ppm_norm="batch")
+        image = torch.rand(batch, 3, 41, 64)
+        scores = net.scores(image, "source")
+        assert scores.main.shape == (batch, 19, 48, 64)
+        assert scores.aux.shape == (batch, 19, 6, 8)
+        main, aux, _ = net.upsample(scores, image.shape[-2:])
+        assert main.shape == aux.shape == (batch, 19, 41, 64)
+        (main.square().mean() + aux.square().mean()).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+    def test_its_first_prediction_is_near_uniform_and_no_layer_starts_dead(self):
+        net = small(decoder="progressive")
+        p = net(torch.rand(2, 3, 64, 128)).main.softmax(1)
+        assert -(p * p.log()).sum(1).mean() / math.log(19) > 0.95
+        assert net.cls[3][1].weight.std().item() == pytest.approx((2 / net.cls[3][1].weight[0].numel()) ** 0.5, rel=0.1)
+
+    def test_it_is_as_lextals(self):
+        net = on_meta(backbone="resnet34", decoder="progressive", head_channels=1024)
+        assert [tuple(m.weight.shape[:2]) for m in net.cls.modules() if isinstance(m, nn.Conv2d)] == [
+            *((1024, 2560), (256, 1024), (64, 256), (64, 64)),
+            (19, 64),
+        ]
+        assert [m.p for m in small(decoder="progressive", dropout=0.3).cls if isinstance(m, nn.Dropout2d)] == [
+            *(0.3, 0.15, 0.15),
+            0.15,
+        ]
+
+
 class TestPresenceHead:
     def test_it_answers_for_each_image_in_training_only(self):
         net, image = small(presence=True, aux=False), torch.rand(2, 3, 64, 64)

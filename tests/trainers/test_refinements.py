@@ -17,7 +17,8 @@ WEIGHTS = "[" + ", ".join(str(1 + c % 5) for c in range(19)) + "]"
 OHEM = "loss.ohem={threshold: 0.05, min_kept: 100}"
 OVERLAP = ("loss.lambda_lovasz=0.7", "loss.lambda_dice=0.3")
 PRESENCE = ("model.presence=true", "loss.lambda_presence=0.4")
-REFINED = ([f"loss.class_weights={WEIGHTS}"], [OHEM], [f"loss.class_weights={WEIGHTS}", OHEM, *OVERLAP, *PRESENCE])
+ALL = [f"loss.class_weights={WEIGHTS}", OHEM, *OVERLAP, *PRESENCE, "model.decoder=progressive"]
+REFINED = ([f"loss.class_weights={WEIGHTS}"], [OHEM], ALL)
 
 
 @pytest.fixture
