@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import METHOD_FILES, overrides, tiny
+from tiny import METHOD_FILES, REFINED, overrides, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from da.cli import main
@@ -35,7 +35,6 @@ REFUSED = {
     "upsample_bicubic2d_backward",
 }
 NO_REDUCTION = 0
-REFINED = "loss={ohem: {min_kept: 100}, lambda_lovasz: 1, lambda_dice: 1, lambda_presence: 1}"
 
 
 class Operations(TorchDispatchMode):
@@ -63,7 +62,7 @@ def restored(monkeypatch) -> Iterator[None]:
 @pytest.mark.parametrize("method", METHOD_FILES)
 def test_an_update_has_only_operations_with_a_deterministic_form(method, gta5_root, cityscapes_root):
     translation = ("method.blocks=1", "method.width=8")
-    refined = ("data.jitter=0.2", "data.blur=0.5", "model.presence=true", REFINED)
+    refined = ("data.jitter=0.2", "data.blur=0.5", *REFINED)
     extra = translation if method == "cycada_pixel" else refined
     config = tiny(METHOD_FILES[method], gta5_root, cityscapes_root, *extra)
     trainer = base.build(config)

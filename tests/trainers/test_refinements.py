@@ -3,13 +3,14 @@
 import pytest
 import torch
 from test_contract import METHODS, NothingIsReadBack, backward, batch
-from tiny import METHOD_FILES, tiny
+from tiny import METHOD_FILES, REFINED, tiny
 
 from da.config import UserError
 from da.data import statistics
 from da.data.loaders import Batch, class_frequencies, class_shares
 from da.losses import upsampled_cross_entropy
 from da.run import train
+from da.supervised import LossConfig
 from da.trainers import base
 
 SEGMENTERS = [method for method in METHODS if not base.find(method).Trainer.is_translation]
@@ -17,8 +18,8 @@ WEIGHTS = "[" + ", ".join(str(1 + c % 5) for c in range(19)) + "]"
 OHEM = "loss.ohem={threshold: 0.05, min_kept: 100}"
 OVERLAP = ("loss.lambda_lovasz=0.7", "loss.lambda_dice=0.3")
 PRESENCE = ("model.presence=true", "loss.lambda_presence=0.4")
-ALL = [f"loss.class_weights={WEIGHTS}", OHEM, *OVERLAP, *PRESENCE, "model.decoder=progressive"]
-REFINED = ([f"loss.class_weights={WEIGHTS}"], [OHEM], ALL)
+SETTINGS = {"weights": [f"loss.class_weights={WEIGHTS}"], "ohem": [OHEM], "all": REFINED}
+refined = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def gradients(trainer: base.Trainer, batches: list[Batch]) -> list[torch.Tensor]
     return [p.grad for p in trainer.segmenter.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("settings", REFINED)
+@refined
 @pytest.mark.parametrize("name", SEGMENTERS)
 class TestEveryMethod:
     def test_a_step_is_finite_and_never_waits_for_the_device(self, name, settings, make):
@@ -70,7 +71,7 @@ class TestEveryMethod:
         assert not any(p.grad.any() for p in segmenter.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("settings", REFINED)
+@refined
 def test_two_micro_batches_give_the_gradients_of_one_batch(settings, make):
     """With frozen statistics images do not see each other; labelled pixels are not shared out evenly."""
     given = half_labelled()
@@ -80,6 +81,22 @@ def test_two_micro_batches_give_the_gradients_of_one_batch(settings, make):
     whole.segmenter.double(), parts.segmenter.double()
     for one, other in zip(gradients(whole, [given]), gradients(parts, halves), strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_without_the_section_nothing_changes(name, make):
+    trainer, given = make(name), half_labelled()
+    assert trainer.config.loss == LossConfig()
+    assert not [key for key in trainer.segmenter.state_dict() if key.startswith("presence")]
+    (weight,) = trainer.source_weights([given])
+    assert weight == 1
+    trainer.source_weight = torch.tensor(0.7)
+    scores = trainer.segmenter.scores(given.src_image / 255)
+    loss, parts = trainer.segmentation_loss(scores, given.src_label, 0.3)
+    heads = {"loss/seg": scores.main, "loss/seg_aux": scores.aux}
+    expected = {tag: 0.7 * upsampled_cross_entropy(z, given.src_label) for tag, z in heads.items() if z is not None}
+    assert parts == expected
+    assert loss == expected["loss/seg"] + 0.3 * expected.get("loss/seg_aux", 0.0)
 
 
 def test_class_weights_are_those_of_the_cross_entropy(make):
