@@ -1,20 +1,19 @@
-"""What refines the segmentation loss of every method: class weights, hard pixels, overlap losses,
-presence of classes, and the `loss:` section.
+"""What refines the segmentation loss of every method: class weights, hard pixels, overlap losses, presence of classes,
+and the `loss:` section.
 
 Class weights of ENet: Paszke, Chaurasia, Kim, Culurciello, "ENet: A Deep Neural Network Architecture for Real-Time
-Semantic Segmentation", 2016, section 5.2. Median frequency balancing: Eigen, Fergus, "Predicting Depth, Surface Normals
-and Semantic Labels with a Common Multi-Scale Convolutional Architecture", ICCV 2015, section 4.3. Online hard example
-mining (OHEM): Shrivastava, Gupta, Girshick, CVPR 2016; of pixels: Wu, Shen, van den Hengel, "High-performance Semantic
-Segmentation Using Very Deep Fully Convolutional Networks", 2016, section 3.3. Lovász-Softmax: Berman, Rannen Triki,
-Blaschko, "The Lovász-Softmax Loss", CVPR 2018. Dice: Milletari, Navab, Ahmadi, "V-Net", 3DV 2016, section 3. Presence
-of classes: the repository Lextal/pspnet-pytorch, of no paper; Zhang et al., "Context Encoding for Semantic
-Segmentation", CVPR 2018, section 3.1, has the like.
+Semantic Segmentation", 2016. Median frequency balancing: Eigen, Fergus, "Predicting Depth, Surface Normals and Semantic
+Labels with a Common Multi-Scale Convolutional Architecture", ICCV 2015. Online hard example mining (OHEM): Shrivastava,
+Gupta, Girshick, CVPR 2016; of pixels: Wu, Shen, van den Hengel, "High-performance Semantic Segmentation Using Very Deep
+Fully Convolutional Networks", 2016. Lovász-Softmax: Berman, Rannen Triki, Blaschko, "The Lovász-Softmax Loss", CVPR
+2018. Dice: Milletari, Navab, Ahmadi, "V-Net", 3DV 2016. Presence of classes: the repository Lextal/pspnet-pytorch; the
+like is in Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018.
 
-Differs from the authors' code: shares are of labelled pixels; weights of median frequency have a cap. Hard pixels are
-chosen in each image, not in the batch of a process. Overlaps are of each image too, the mean is over the classes that
-it shows, and Dice has no squares. Every loss is a
-mean over images, or over labelled pixels, so that it is the same however a batch is cut into micro-batches and
-processes. An image without a labelled pixel gives exactly zero, with zero gradient.
+Differs from the authors' code: every loss is a mean over labelled pixels or over images, so that it is the same however
+a batch is cut into micro-batches and processes. For that hard pixels are chosen, and overlaps taken, in each image and
+not in the batch of a process. Shares are of labelled pixels; weights of median frequency have a cap; Dice has no
+squares; classes that an image does not show are left out of its overlaps. An image without a labelled pixel gives
+exactly zero, with zero gradient.
 """
 
 import math
@@ -56,8 +55,8 @@ class LossConfig(Section):
             divided by the sum of the weights of the labelled pixels, so the rate means what it meant without.
         weight_cap: the largest weight of `median_frequency`.
         ohem: the cross-entropy of both heads is of hard pixels alone, each head's own.
-        lambda_presence: weight of `presence_loss`, of the head that `model.presence` builds.
         lambda_lovasz, lambda_dice: weights of `lovasz_softmax` and `dice_loss`, of the main head, beside cross-entropy.
+        lambda_presence: weight of `presence_loss`, of the head that `model.presence` builds.
     """
 
     class_weights: ClassWeights | None = None
@@ -81,12 +80,12 @@ class LossConfig(Section):
 
 def enet_weights(shares: Tensor) -> Tensor:
     """w_c = 1 / ln(1.02 + p_c) for shares p of the labelled pixels, (classes,): 1.4 for a class alone to 50.5 for one
-    that is absent (Paszke et al., section 5.2)."""
+    that is absent (Paszke et al.)."""
     return 1 / torch.log(1.02 + shares)
 
 
 def median_frequency_weights(frequencies: Tensor, cap: float) -> Tensor:
-    """w_c = median(f) / f_c, at most `cap`, which absent classes have too (Eigen and Fergus, section 4.3).
+    """w_c = median(f) / f_c, at most `cap`, which absent classes have too (Eigen and Fergus).
 
     Args:
         frequencies: f_c, (classes,): pixels of class c over all labelled pixels of the images that hold it; 0 for a

@@ -121,10 +121,10 @@ class Trainer(ABC):
         """CE(main, y) + lambda_aux CE(aux, y), the second only where there is an auxiliary head (PSPNet, sec. 3.3).
 
         Where the section `loss:` says so, CE is weighted by class and of hard pixels alone, and overlap losses of the
-        main head and the loss of the presence head are added.
+        main head and the loss of the presence head are added: so not for pseudo labels, whose hardest are wrong.
         `scores` are the segmenter's at the output stride, upsampled here to `label`, (B, H, W) trainIds. Returns the
         0-d loss and its parts under their TensorBoard names, each such that its mean over micro-batches and processes
-        is the mean over the global batch's labelled pixels.
+        is the mean over the global batch's labelled pixels; of overlap and presence, over its images.
         """
         terms, weight = self.config.loss, self._class_weights_at(label)
         align_corners = self.segmenter.config.align_corners
