@@ -23,6 +23,7 @@ from da.data.loaders import (
     DataConfig,
     Loaded,
     ValSample,
+    class_frequencies,
     class_shares,
     resolve_root,
     train_batches,
@@ -136,11 +137,15 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     if dist.is_first_here():
         for domain in (*config.data.source, config.data.val):
             resolve_root(domain)  # renders the miniature, which the other processes then find
-        if trainer.needs_class_shares:
+        if trainer.needs_class_shares or config.loss.counts_classes:
             class_shares(config.data)  # counts once
     dist.barrier()
     if trainer.needs_class_shares:
         trainer.class_shares = class_shares(config.data)
+    if config.loss.counts_classes:
+        weights = config.loss.counted_weights(class_shares(config.data), class_frequencies(config.data))
+        say("class weights: " + ", ".join(f"{n} {w:.2f}" for n, w in zip(config.data.classes.names, weights.tolist())))
+        trainer.class_weights = weights.to(device)
     val = val_samples(config.data.val, config.data.classes, dist.rank(), dist.world(), config.data.workers)
 
     def validate(step: int, limit: int | None) -> Scalars:
@@ -394,7 +399,7 @@ def hyperparameters(config: base.Experiment) -> dict[str, Any]:
     streams = {"source": config.data.source, "val": (config.data.val,)}
     if config.data.target and base.find(config.trainer).Trainer.uses_target:
         streams["target"] = config.data.target
-    sections = {"model": config.model.model_dump(mode="json"), "method": config.method.model_dump(mode="json")}
+    sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "loss", "method")}
     return {
         **{key: getattr(config, key) for key in ("trainer", "name", "seed")},
         **{f"data.{key}": " + ".join(entry.dataset for entry in entries) for key, entries in streams.items()},

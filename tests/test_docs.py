@@ -181,7 +181,7 @@ def test_yaml_blocks_are_settings(page):
     for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
         if language == "yaml":
             keys = set(yaml.safe_load(block))
-            assert keys <= {"base", "trainer", "method", "data", "model", "run", "eval", "init"}, keys
+            assert keys <= {"base", "trainer", "method", "data", "model", "run", "eval", "init", "loss"}, keys
 
 
 def test_tables_link_each_method_and_the_licence_is_said():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
-from tiny import METHOD_FILES, REPOSITORY, tiny
+from tiny import COUNTED, METHOD_FILES, REPOSITORY, tiny
 
 from da.config import Section, models_in
 from da.run import load_config, train
@@ -73,6 +73,7 @@ def test_every_setting_is_read(tmp_path, gta5_root, cityscapes_root, monkeypatch
     adamw = ["method.adamw={layer_decay: 0.9}", "name=adamw"]
     configs.append(tiny("source_only", gta5_root, cityscapes_root, *optional, *adamw))
     configs.append(tiny("minent", gta5_root, cityscapes_root, "method.lambda_prior=1", "name=prior"))
+    configs.append(tiny("source_only", gta5_root, cityscapes_root, *COUNTED, "name=refined"))
     monkeypatch.setattr(Section, "__getattribute__", recording, raising=False)
     for config in configs:
         train(config, tmp_path / "runs")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import METHOD_FILES, REPOSITORY, train_words
+from tiny import COUNTED, METHOD_FILES, REPOSITORY, train_words
 
 from da.trainers import base
 
@@ -100,6 +100,13 @@ def test_two_processes_train_what_one_does_in_float32(run, method):
 def test_two_micro_batches_train_what_one_batch_does(run):
     one, two = (run("adaptsegnet", 1, 20, FROZEN, f"run.accumulate={n}", double=True) for n in (1, 2))
     assert_alike(one, two, 1e-8)
+
+
+def test_refined_losses_are_means_over_the_global_batch(run):
+    """In double by two processes, and by two micro-batches of one."""
+    one, two = (run("source_only", world, 5, FROZEN, *COUNTED, double=True) for world in (1, 2))
+    assert_alike(one, two, 1e-8)
+    assert_alike(one, run("source_only", 1, 5, FROZEN, *COUNTED, "run.accumulate=2", double=True), 1e-8)
 
 
 def assert_alike(one: Path, two: Path, tolerance: float, norms: bool = False) -> None:

@@ -21,6 +21,11 @@ SETTINGS = (
     "run.device=cpu",
 )
 METHOD_FILES = {method: method for method in base.methods()} | {"adaptsegnet": "adaptsegnet_multi"}
+# What refines a segmenter's loss, all at once; `median_frequency` counts the source, the list does not.
+TERMS = "ohem: {threshold: 0.05, min_kept: 100}, lambda_lovasz: 0.7, lambda_dice: 0.3, lambda_presence: 0.4"
+HEADS = ("model.presence=true", "model.decoder=progressive")
+REFINED = (f"loss={{class_weights: {[1 + c % 5 for c in range(19)]}, {TERMS}}}", *HEADS)
+COUNTED = (f"loss={{class_weights: median_frequency, weight_cap: 5, {TERMS}}}", *HEADS)
 SMALLER = {"cycada_pixel": ("method.blocks=1", "method.width=8")}  # the settings above leave its own networks large
 
 

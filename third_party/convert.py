@@ -7,11 +7,12 @@
     python -m third_party.convert mmseg pspnet_r50-d8_769x769_80k_cityscapes.pth psp50.pt model.align_corners=true
 
     python -m third_party.convert mmseg pspnet_r50-d8_512x512_80k_ade20k.pth psp50.pt data.classes=ade150
+    python -m third_party.convert lextal PSPNet_20 psp34.pt data.classes=classes.yaml
 
-`torchvision` and `caffe` give a backbone for `model.weights`; `semseg` and `mmseg` a whole segmenter, by default of the
-Cityscapes classes, which `evaluate` scores as it is, `report` sets beside published rows (give it the JSON file that
-`evaluate` wrote) and `init` starts a training from. Every tensor must find its place: what is left out is named, and
-anything missing, unknown or of another shape is an error.
+`torchvision` and `caffe` give a backbone for `model.weights`; `semseg`, `mmseg` and `lextal` a whole segmenter, by
+default of the Cityscapes classes, which `evaluate` scores as it is, `report` sets beside published rows (give it the
+JSON file that `evaluate` wrote) and `init` starts a training from. Every tensor must find its place: what is left out
+is named, and anything missing, unknown or of another shape is an error.
 """
 
 import argparse
@@ -91,15 +92,16 @@ def convert(
         "backbone": _arch(named, prefix, source),
         "weights": "none",
         "aux": "aux.4.weight" in named,
+        "presence": "presence.0.weight" in named,
         **kind.model,
     }
     if kind.part == "segmenter":
-        outputs, width = named["cls.4.weight"].shape[:2] if "cls.4.weight" in named else (len(classes), 512)
+        outputs = len(named[kind.logits]) if kind.logits in named else len(classes)
         if outputs != len(classes):
             raise UserError(
                 f"{source}: predicts {outputs} classes, {classes.name} has {len(classes)}; say data.classes=NAME"
             )
-        model["head_channels"] = width
+        model["head_channels"] = len(named["cls.0.weight"]) if "cls.0.weight" in named else 512
     tree = Tree()
     tree.add({"model": model}, source)
     tree.add({"model": overrides or {}}, "command line")
@@ -107,6 +109,8 @@ def convert(
     network = PSPNet(config, len(classes)).eval()
     if kind.bgr:
         named["conv1.weight"] = named["conv1.weight"].flip(1)
+    if kind.input_last and "cls.0.weight" in named:
+        named["cls.0.weight"] = named["cls.0.weight"].roll(network.backbone.num_features, 1)
     if kind.part == "backbone":
         load_modules({"backbone": network.backbone}, {"backbone": named}, source)
     else:
@@ -180,6 +184,7 @@ def experiment_of(config: PSPNetConfig, name: str, classes: LabelSpace) -> Exper
             "source": {"dataset": "gta5", "root": "miniature", "split": "all"},
             "val": {"dataset": "cityscapes", "root": "miniature", "split": "val"},
         },
+        "method": {} if config.aux else {"lambda_aux": 0.0},
         "run": {"steps": 1},
         "eval": {"align_corners": config.align_corners},
     }
@@ -210,7 +215,7 @@ def report(kind: Kind, converted: Converted, out: Path) -> str:
         settings["weights"] = str(out)
         use = f"then: python -m da train EXPERIMENT.yaml with these lines, or model.weights={out} and so on"
     else:
-        settings = converted.config.model_dump(mode="json", include={*settings, "head_channels", "aux"})
+        settings = converted.config.model_dump(mode="json", include={*settings, "head_channels", "aux", "presence"})
         use = (
             f"then: python -m da evaluate {out} data.val.root=$CITYSCAPES_ROOT\n"
             f"or:   python -m da train EXPERIMENT.yaml init={out} with these lines"

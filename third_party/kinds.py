@@ -22,6 +22,8 @@ class Kind(NamedTuple):
         rules: foreign name -> name inside that part; the first that matches counts.
         left_out: foreign names with no use here.
         model: settings of the `model:` section that make the same network.
+        logits: the tensor that gives the classes, of a segmenter.
+        input_last: the fused head sees layer4 after the pyramid's branches, and not before them.
         bgr: the first convolution expects blue first.
         statistics: mean and std of the input, RGB in [0, 1]; None for ImageNet's.
     """
@@ -30,6 +32,8 @@ class Kind(NamedTuple):
     rules: tuple[tuple[str, str], ...]
     left_out: str
     model: dict[str, Any]
+    logits: str = "cls.4.weight"
+    input_last: bool = False
     bgr: bool = False
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
@@ -48,6 +52,27 @@ KINDS: dict[str, Kind] = {
         model={"stem": "caffe", "contract_dilation": False},
         bgr=True,
         statistics=(CAFFE_MEAN, CAFFE_STD),
+    ),
+    "lextal": Kind(
+        part="segmenter",
+        rules=(
+            (rf"feats\.((?:conv1|bn1)\.{TAIL})", r"backbone.\1"),
+            (rf"feats\.{BLOCK}", r"backbone.\1"),
+            (r"psp\.stages\.(\d+)\.1\.weight", r"ppm.branches.\1.1.weight"),
+            (rf"psp\.bottleneck\.{TAIL}", r"cls.0.\1"),
+            *(
+                (rf"up_{n}\.conv\.{part}\.{TAIL}", rf"cls.{2 * n + 1}.{part + 1}.\1")
+                for n in (1, 2, 3)
+                for part in (0, 1, 2)  # convolution, norm, PReLU
+            ),
+            (rf"final\.0\.{TAIL}", r"cls.9.\1"),
+            (rf"classifier\.([02])\.{TAIL}", r"presence.\1.\2"),
+        ),
+        left_out=r"(?!)",
+        # Made for a torch whose upsampling aligned corners.
+        model={"stem": "lextal", "decoder": "progressive", "dropout": 0.3, "align_corners": True},
+        logits="cls.9.weight",
+        input_last=True,
     ),
     "semseg": Kind(
         part="segmenter",

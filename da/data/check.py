@@ -1,5 +1,6 @@
 """Look at every file of a data root before a long run does, and report all that is wrong at once."""
 
+import contextlib
 import hashlib
 import os
 from collections import defaultdict
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from da.config import UserError
-from da.data import folders, processes
+from da.data import folders, processes, statistics
 from da.data.folders import DataSet, Sample
 from da.labels import COLORS, IGNORE, TRAIN_IDS, LabelSpace, Scheme, pack
 
@@ -89,7 +90,8 @@ def check_root(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[s
 
     Missing, unreadable and strange files are all collected. Labels that adaptation never reads (Cityscapes train) only
     give notes. Of somebody's own data nothing is taken for known: labels without an image, sizes that differ, a picture
-    in two splits and classes that never occur are problems there. A progress bar runs on standard error.
+    in two splits and classes that never occur are problems there. A progress bar runs on standard error. Where all
+    labels of a split are sound, their pixels by class are kept for training (`statistics`).
 
     Args:
         root: the data root.
@@ -114,6 +116,11 @@ def check_root(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[s
         lost = {s.name for s in missing}
         samples = [s._replace(label=None) if s.name in lost else s for s in samples]
         pixels = report.by_split[split] = np.zeros(len(classes) + 1, np.int64)
+        labels = [sample.label for sample in samples if sample.label]
+        kept: Path | None = None
+        with contextlib.suppress(UserError):  # no cache is no problem of the data
+            kept = statistics.file_of(dataset, labels, classes)
+        counts: list[np.ndarray] = []  # of each sound label by class
         for sample, found in zip(samples, _examine_all(samples, dataset, classes, split)):
             report.pairs += 1
             report.fatal += found.image
@@ -121,9 +128,13 @@ def check_root(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[s
             own_problems += found.size
             report.warnings += found.notes
             pixels += found.pixels
+            counts += [found.pixels[:-1]] if sample.label and not found.label else []
             seen[found.digest].setdefault(split, sample.image)
             if sample.label:
                 values[sample.label] = found.values
+        if kept and counts and len(counts) == len(samples):
+            with contextlib.suppress(UserError):
+                statistics.keep(kept, counts)
         if pixels.any() and not pixels[:-1].any():
             label_problems.append(f"{split}: no pixel of any label belongs to a class of {classes.name}; label some")
         if found_set.own:

@@ -167,6 +167,18 @@ def class_shares(config: DataConfig) -> torch.Tensor:
     return torch.from_numpy(total / total.sum()).float()
 
 
+def class_frequencies(config: DataConfig) -> torch.Tensor:
+    """Each class's share of the labelled pixels of the source's images that hold it, (classes,) float32, 0 for a class
+    that none holds; entries and labels as in `class_shares`."""
+    own, around = np.zeros((2, len(config.classes)))
+    for entry in config.source:
+        pixels = class_pixels(entry.dataset, samples_of(entry, True), config.classes)  # (images, classes)
+        scale = entry.weight / max(pixels.sum(), 1)
+        own += scale * pixels.sum(0)
+        around += scale * ((pixels > 0) * pixels.sum(1, keepdims=True)).sum(0)
+    return torch.from_numpy(own / np.where(around > 0, around, 1)).float()
+
+
 class _Entry:
     """The samples of one entry of a stream."""
 

@@ -27,21 +27,32 @@ def class_pixels(dataset: str, samples: Sequence[Sample], classes: LabelSpace) -
     labels = [sample.label for sample in samples if sample.label]
     if len(labels) < len(samples):
         raise UserError(f"{len(samples) - len(labels)} of {len(samples)} images have no label, and each is counted")
-    kept = folders.cache_root() / "statistics" / f"{_digest(dataset, labels, classes)}.npy"
+    kept = file_of(dataset, labels, classes)
     if not kept.exists():
-        found = np.stack(list(_count_all(dataset, labels, classes)))
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            fresh = kept.with_suffix(f".{os.getpid()}.writing")
-            with open(fresh, "wb") as file:
-                np.save(file, found)
-            fresh.replace(kept)
-        except OSError as error:
-            raise UserError(
-                f"{kept}: cannot be written ({error.strerror}); set DA_CACHE to a folder that can"
-            ) from error
+        keep(kept, list(_count_all(dataset, labels, classes)))
     counts: np.ndarray = np.load(kept)
     return counts
+
+
+def file_of(dataset: str, labels: list[Path], classes: LabelSpace) -> Path:
+    """Where the pixels of these label files, as they are now, are kept."""
+    return folders.cache_root() / "statistics" / f"{_digest(dataset, labels, classes)}.npy"
+
+
+def keep(kept: Path, counts: Sequence[np.ndarray]) -> None:
+    """Write pixels by class, (classes,) int64 for each label, to `kept`, which `file_of` gave before they were read.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        fresh = kept.with_suffix(f".{os.getpid()}.writing")
+        with open(fresh, "wb") as file:
+            np.save(file, np.stack(counts))
+        fresh.replace(kept)
+    except OSError as error:
+        raise UserError(f"{kept}: cannot be written ({error.strerror}); set DA_CACHE to a folder that can") from error
 
 
 def _count_all(dataset: str, labels: list[Path], classes: LabelSpace) -> Iterable[np.ndarray]:

@@ -17,11 +17,12 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 Arch = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
-Stem = Literal["torchvision", "caffe", "semseg", "mmseg"]
+Stem = Literal["torchvision", "caffe", "lextal", "semseg", "mmseg"]
 
 STEM_WIDTHS: dict[Stem, tuple[int, ...]] = {
     "torchvision": (64,),
     "caffe": (64,),
+    "lextal": (64,),
     "semseg": (64, 64, 128),
     "mmseg": (32, 32, 64),
 }
@@ -127,11 +128,13 @@ class ResNet(nn.Module):
             "semseg" (64, 64, 128 channels) and "mmseg" (32, 32, 64) with three 3x3 convolutions, the first of
             stride 2. All end in a 3x3 max-pool of stride 2. "mmseg" dilates only the first convolution of a
             basic block. "caffe" is "torchvision" with the pool's size rounded up and the stride of a
-            bottleneck in its first convolution, as DeepLab's and AdaptSegNet's ResNet-101.
+            bottleneck in its first convolution, as DeepLab's and AdaptSegNet's ResNet-101. "lextal" is
+            "torchvision" with no dilation in the first block of a stage.
         output_stride: input pixels per feature cell, 8 or 16.
         contract_dilation: the convolution that gave up its stride keeps the dilation of the stage before, as
             in mmseg and torchvision: the features of the undilated network are then a subset of these, so
             its weights fit exactly. False dilates that convolution like the rest of its stage, as in semseg.
+            Without effect under `stem: lextal`.
 
     Attributes:
         stem: as given.
@@ -170,7 +173,8 @@ class ResNet(nn.Module):
         def stage(in_channels: int, width: int, depth: int, stride: int, dilation: int) -> nn.Sequential:
             contracted = contract_dilation and dilation > 1
             second = 1 if stem == "mmseg" else dilation  # of a basic block's second convolution
-            first = block(in_channels, width, stride, dilation // 2 if contracted else dilation, second)
+            given_up = dilation // 2 if contracted else dilation
+            first = block(in_channels, width, stride, *((1, 1) if stem == "lextal" else (given_up, second)))
             rest = [block(width * block.expansion, width, 1, dilation, second) for _ in range(depth - 1)]
             return nn.Sequential(first, *rest)
 

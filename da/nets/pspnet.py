@@ -5,7 +5,8 @@ auxiliary loss).
 
 Differs from the authors' code: takes images of any size and normalises them itself; the pyramid branches
 carry GroupNorm by default (Wu and He, ECCV 2018), since domain adaptation trains at batch 1 and the bin-1
-branch would give BatchNorm a single value per channel; align_corners is a setting, off by default.
+branch would give BatchNorm a single value per channel; align_corners is a setting, off by default. The presence head
+and the `progressive` decoder are those of the repository Lextal/pspnet-pytorch.
 """
 
 import math
@@ -45,9 +46,14 @@ class PSPNetConfig(Section):
             no batch statistics, no drop-path. 1 is the stem (of ConvNeXt with its first stage, of a transformer the
             embedding).
         bins: cells per side of each pyramid level.
-        head_channels: width of the fused head; 128 suits resnet18 and resnet34.
+        decoder: what makes scores of layer4. `pspnet`: the paper's. `progressive`: pyramid branches as wide as layer4,
+            without norm (`ppm_norm` has no effect), then three learned upsamplings, each by two: scores have eight
+            times the cells.
+        head_channels: width of the fused head; 128 suits resnet18 and resnet34. Of `progressive` the width before the
+            first upsampling: a quarter of it after that one, a sixteenth after the others.
         aux: build the auxiliary head on layer3, a quarter of layer3's channels wide.
-        dropout: probability of dropping a channel before each classifier.
+        presence: build a head on layer3 that says which classes an image shows; `loss.lambda_presence` trains it.
+        dropout: probability of dropping a channel before each classifier; half of it after each learned upsampling.
         ppm_norm: normalisation of the pyramid branches. `batch` is the paper's and needs at least two images
             per forward; `group` trains at batch 1 with the same number of parameters.
         align_corners: of the upsampling in the pyramid and in the training losses; scores have `eval.align_corners`.
@@ -67,8 +73,10 @@ class PSPNetConfig(Section):
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     frozen_stages: NonNegativeInt = 0
     bins: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 3, 6)
+    decoder: Literal["pspnet", "progressive"] = "pspnet"
     head_channels: PositiveInt = 512
     aux: bool = True
+    presence: bool = False
     dropout: float = Field(default=0.1, ge=0, lt=1)
     ppm_norm: Literal["batch", "group"] = "group"
     align_corners: bool = False
@@ -77,14 +85,16 @@ class PSPNetConfig(Section):
 
 
 class Scores(NamedTuple):
-    """Class logits (B, classes, H, W) of the main head and, where there is one and it trains, of the auxiliary head."""
+    """Class logits (B, classes, H, W) of the main head and, where there is one and it trains, of the auxiliary head;
+    likewise (B, classes) of the presence head."""
 
     main: Tensor
     aux: Tensor | None
+    presence: Tensor | None = None
 
 
 class Features(NamedTuple):
-    """What the two heads see: (B, C, h, w) of the pyramid, C twice layer4's channels for four bins, and layer3."""
+    """What the heads see: (B, C, h, w) of the pyramid, C twice layer4's channels for four bins, and layer3."""
 
     pyramid: Tensor
     layer3: Tensor
@@ -95,22 +105,28 @@ class PyramidPooling(nn.Module):
 
     Each branch: adaptive average pooling, 1x1 convolution, norm, ReLU, bilinear upsampling to (h, w). The
     norm is BatchNorm, or GroupNorm with about 16 channels per group, so that a 1x1 map has values to compare.
+    Under `none` branches have neither norm nor ReLU, and C channels each.
     """
 
     def __init__(
-        self, in_channels: int, bins: tuple[int, ...], norm: Literal["batch", "group"], align_corners: bool
+        self, in_channels: int, bins: tuple[int, ...], norm: Literal["batch", "group", "none"], align_corners: bool
     ) -> None:
         super().__init__()
-        width = in_channels // len(bins)
+        width = in_channels if norm == "none" else in_channels // len(bins)
         groups = math.gcd(width, max(1, width // 16))
+
+        def activation() -> list[nn.Module]:
+            if norm == "none":
+                return []
+            return [nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(groups, width), nn.ReLU(inplace=True)]
+
         self.align_corners = align_corners
         self.out_channels = in_channels + width * len(bins)
         self.branches = nn.ModuleList(
             nn.Sequential(
                 AdaptiveAvgPool2d(bin_size),
                 nn.Conv2d(in_channels, width, 1, bias=False),
-                nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(groups, width),
-                nn.ReLU(inplace=True),
+                *activation(),
             )
             for bin_size in bins
         )
@@ -156,15 +172,38 @@ def _classifier(in_channels: int, width: int, num_classes: int, dropout: float) 
     )
 
 
+def _progressive_decoder(
+    in_channels: int, width: int, num_classes: int, dropout: float, align_corners: bool
+) -> nn.Sequential:
+    """(B, in_channels, h, w) -> (B, num_classes, 8 h, 8 w)."""
+    layers = [nn.Conv2d(in_channels, width, 1), nn.ReLU(inplace=True), nn.Dropout2d(dropout)]
+    quarter, narrow = max(width // 4, 1), max(width // 16, 1)
+    for wide, narrower in ((width, quarter), (quarter, narrow), (narrow, narrow)):
+        upsampling = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=align_corners),
+            nn.Conv2d(wide, narrower, 3, padding=1),
+            nn.BatchNorm2d(narrower),
+            nn.PReLU(),
+        )
+        layers += [upsampling, nn.Dropout2d(dropout / 2)]
+    return nn.Sequential(*layers, nn.Conv2d(narrow, num_classes, 1))
+
+
+def _presence_head(in_channels: int, num_classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_channels, 256), nn.ReLU(inplace=True), nn.Linear(256, num_classes))
+
+
 def _init_head(head: nn.Module) -> None:
     """He initialisation; the layer that gives the logits starts near zero: a near-uniform first softmax."""
+    logits = head[-1] if isinstance(head, nn.Sequential) else None
     for module in head.modules():
         if not isinstance(module, nn.Conv2d):
             continue
-        if module.bias is None:
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        else:
+        if module is logits:
             nn.init.normal_(module.weight, std=0.01)
+        else:
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
@@ -196,12 +235,18 @@ class PSPNet(nn.Module):
         self.config = config
         self.backbone = _backbone(config)
         self.load_report = load_backbone(self.backbone, config.weights, config.backbone)
-        self.ppm = PyramidPooling(self.backbone.num_features, config.bins, config.ppm_norm, config.align_corners)
-        self.cls = _classifier(self.ppm.out_channels, config.head_channels, num_classes, config.dropout)
+        progressive, align = config.decoder == "progressive", config.align_corners
+        norm = "none" if progressive else config.ppm_norm
+        self.ppm = PyramidPooling(self.backbone.num_features, config.bins, norm, align)
+        shape = (self.ppm.out_channels, config.head_channels, num_classes, config.dropout)
+        self.cls = _progressive_decoder(*shape, align) if progressive else _classifier(*shape)
         layer3 = self.backbone.layer3_channels
         self.aux = _classifier(layer3, layer3 // 4, num_classes, config.dropout) if config.aux else None
-        for head in self._heads():
-            _init_head(head)
+        for head in (self.ppm, self.cls, self.aux):
+            if head is not None:
+                _init_head(head)
+        # After the others, so that their weights are drawn alike with it and without.
+        self.presence = _presence_head(layer3, num_classes) if config.presence else None
         if config.bn == "per_domain":
             replace_norms(self, DomainBatchNorm2d)
         elif config.bn == "sync":
@@ -233,12 +278,12 @@ class PSPNet(nn.Module):
 
     def upsample(self, scores: Scores, size: torch.Size) -> Scores:
         """Logits at the output stride -> bilinearly at `size`, float32."""
-        main, aux = scores
-        return Scores(self._upsample(main, size), None if aux is None else self._upsample(aux, size))
+        main, aux, presence = scores
+        return Scores(self._upsample(main, size), None if aux is None else self._upsample(aux, size), presence)
 
     def scores(self, image: Tensor, domain: Domain = "target") -> Scores:
         """`forward` before upsampling: (B, classes, ceil(H / s), ceil(W / s)), s the output stride, in the
-        precision of the convolutions."""
+        precision of the convolutions; main ones eight times as fine under `decoder: progressive`."""
         return self.classify(self.features(image, domain))
 
     def features(self, image: Tensor, domain: Domain = "target") -> Features:
@@ -254,7 +299,10 @@ class PSPNet(nn.Module):
     def classify(self, features: Features) -> Scores:
         """Logits at the output stride: the second half of `scores`."""
         main = self.cls(features.pyramid)
-        return Scores(main, self.aux(features.layer3) if self.aux is not None and self.training else None)
+        aux = self.aux(features.layer3) if self.aux is not None and self.training else None
+        if self.presence is None or not self.training:
+            return Scores(main, aux)
+        return Scores(main, aux, self.presence(features.layer3.amax((2, 3))))
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Trainable parameters of the backbone and of the heads; each is in exactly one of the two lists."""
@@ -278,7 +326,7 @@ class PSPNet(nn.Module):
         return [module for stage in self.backbone.stages()[: self.config.frozen_stages] for module in stage]
 
     def _heads(self) -> list[nn.Module]:
-        return [head for head in (self.ppm, self.cls, self.aux) if head is not None]
+        return [head for head in (self.ppm, self.cls, self.aux, self.presence) if head is not None]
 
     def _upsample(self, logits: Tensor, size: torch.Size) -> Tensor:
         # Contiguous, so that the large result is, whatever the network's layout: softmax over channels would copy it.
@@ -286,7 +334,8 @@ class PSPNet(nn.Module):
         return F.interpolate(logits, size, mode="bilinear", align_corners=self.config.align_corners)
 
     def _check_batch(self, batch: int) -> None:
-        batch_norm_in_ppm = self.config.ppm_norm == "batch" and self.config.bn != "frozen"
+        batch_norm_in_ppm = self.config.ppm_norm == "batch" and self.config.decoder == "pspnet"
+        batch_norm_in_ppm = batch_norm_in_ppm and self.config.bn != "frozen"
         shared = batch * processes() if self.config.bn == "sync" else batch
         if self.training and shared == 1 and batch_norm_in_ppm and 1 in self.config.bins:
             raise UserError(

@@ -27,9 +27,8 @@ from da.engine import dist
 from da.engine.loop import RunConfig
 from da.engine.stepper import Backward, Remembers
 from da.evaluation.infer import EvalConfig
-from da.labels import IGNORE
-from da.losses import upsampled_cross_entropy
 from da.nets.pspnet import PSPNet, PSPNetConfig, Scores
+from da.supervised import LossConfig, dice_loss, lovasz_softmax, pixel_loss, pixel_weights, presence_loss
 
 
 class Experiment(Section):
@@ -44,6 +43,7 @@ class Experiment(Section):
     data: DataConfig
     run: RunConfig
     eval: EvalConfig = EvalConfig()
+    loss: LossConfig = LossConfig()
     method: Any
 
     @model_validator(mode="after")
@@ -55,6 +55,13 @@ class Experiment(Section):
             raise ValueError(str(error)) from error
         if self.eval.classes is None:  # stored with every number
             object.__setattr__(self, "eval", self.eval.model_copy(update={"classes": len(self.data.classes)}))
+        return self
+
+    @model_validator(mode="after")
+    def _each_class_has_a_weight(self) -> "Experiment":
+        given, classes = self.loss.class_weights, self.data.classes
+        if isinstance(given, tuple) and len(given) != len(classes):
+            raise ValueError(f"loss.class_weights: {len(given)} weights; {classes.name} has {len(classes)} classes")
         return self
 
 
@@ -72,6 +79,7 @@ class Trainer(ABC):
     segmenter_is_trained: bool = True  # False: nobody trained it, its scores and predictions say nothing
     needs_class_shares: bool = False  # True: the run counts the source's labels before the first update
     class_shares: Tensor | None = None  # each class's share of the source's labelled pixels, (classes,), where needed
+    class_weights: Tensor | None = None  # (classes,), of `loss.class_weights`; the run makes those that are counted
     weights_report: dict[str, Any] | None = None  # what filled the backbone before it was trained (`LoadReport`)
     iteration: int = 0  # number of the current update, from 0; the engine sets it
     source_weight: Tensor | float = 1.0  # of the micro-batch's source loss, see `source_weights`; the engine sets it
@@ -80,6 +88,12 @@ class Trainer(ABC):
         self.config = config
         self.classes = config.data.classes  # what the segmenter tells apart
         self.memory: dict[str, Remembers] = {}  # what else a continuation needs (`da.engine.history`)
+        if self.is_translation and config.loss != LossConfig():
+            raise UserError(f"loss: {config.trainer} trains no segmenter; leave the section out")
+        if config.loss.lambda_presence and not config.model.presence:
+            raise UserError("loss.lambda_presence: needs model.presence=true; add it, or set to 0")
+        if isinstance(config.loss.class_weights, tuple):
+            self.class_weights = torch.tensor(config.loss.class_weights)
 
     @abstractmethod
     def step(self, batch: Batch, backward: Backward) -> dict[str, Tensor]:
@@ -96,24 +110,47 @@ class Trainer(ABC):
 
     def source_weights(self, batches: list[Batch]) -> list[Tensor]:
         """How much each micro-batch's mean over labelled source pixels counts, so that the mean over micro-batches
-        and processes is the mean over all labelled pixels of the global batch: its pixels over their mean number."""
-        counts = torch.stack([(batch.src_label != IGNORE).sum() for batch in batches]).float()
+        and processes is the mean over all labelled pixels of the global batch: its pixels over their mean number. With
+        class weights a pixel counts by the weight of its class."""
+        weight = self._class_weights_at(batches[0].src_label)
+        counts = torch.stack([pixel_weights(batch.src_label, weight).sum() for batch in batches]).float()
         mean = dist.mean_over_ranks(counts.mean())
         return list(counts / torch.where(mean > 0, mean, 1.0))
 
     def segmentation_loss(self, scores: Scores, label: Tensor, lambda_aux: float) -> tuple[Tensor, dict[str, Tensor]]:
         """CE(main, y) + lambda_aux CE(aux, y), the second only where there is an auxiliary head (PSPNet, sec. 3.3).
 
+        Where the section `loss:` says so, CE is weighted by class and of hard pixels alone, and overlap losses of the
+        main head and the loss of the presence head are added: so not for pseudo labels, whose hardest are wrong.
         `scores` are the segmenter's at the output stride, upsampled here to `label`, (B, H, W) trainIds. Returns the
         0-d loss and its parts under their TensorBoard names, each such that its mean over micro-batches and processes
-        is the mean over the global batch's labelled pixels.
+        is the mean over the global batch's labelled pixels; of overlap and presence, over its images.
         """
+        terms, weight = self.config.loss, self._class_weights_at(label)
         align_corners = self.segmenter.config.align_corners
-        parts = {"loss/seg": self.source_weight * upsampled_cross_entropy(scores.main, label, align_corners)}
-        if scores.aux is None:
-            return parts["loss/seg"], parts
-        parts["loss/seg_aux"] = self.source_weight * upsampled_cross_entropy(scores.aux, label, align_corners)
-        return parts["loss/seg"] + lambda_aux * parts["loss/seg_aux"], parts
+        loss = self.source_weight * pixel_loss(scores.main, label, align_corners, weight, terms.ohem)
+        parts = {"loss/seg": loss}
+        if scores.aux is not None:
+            aux = self.source_weight * pixel_loss(scores.aux, label, align_corners, weight, terms.ohem)
+            loss, parts["loss/seg_aux"] = loss + lambda_aux * aux, aux
+        if terms.lambda_lovasz or terms.lambda_dice:
+            p = self.segmenter.upsample(Scores(scores.main, None), label.shape[-2:]).main.softmax(1)
+            if terms.lambda_lovasz:
+                parts["loss/lovasz"] = lovasz_softmax(p, label)
+                loss = loss + terms.lambda_lovasz * parts["loss/lovasz"]
+            if terms.lambda_dice:
+                parts["loss/dice"] = dice_loss(p, label)
+                loss = loss + terms.lambda_dice * parts["loss/dice"]
+        if scores.presence is not None:
+            parts["loss/presence"] = presence_loss(scores.presence, label, weight)
+            loss = loss + terms.lambda_presence * parts["loss/presence"]
+        return loss, parts
+
+    def _class_weights_at(self, label: Tensor) -> Tensor | None:
+        """The class weights on the label's device, copied there once."""
+        if self.class_weights is not None and self.class_weights.device != label.device:
+            self.class_weights = self.class_weights.to(label.device)
+        return self.class_weights
 
     def translate(self, image: Tensor) -> Tensor:
         """Source RGB images (B, 3, H, W) in [0, 1] in the style of the target, same size and range.

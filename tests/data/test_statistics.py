@@ -9,7 +9,8 @@ from tiny import tiny
 
 from da.config import UserError
 from da.data import folders, statistics
-from da.data.loaders import class_shares
+from da.data.check import check_root
+from da.data.loaders import class_frequencies, class_shares
 from da.data.statistics import class_pixels
 
 
@@ -62,3 +63,30 @@ def test_shares_weigh_the_entries(gta5_root, cityscapes_root, samples):
 def test_an_image_without_a_label_is_refused(samples):
     with pytest.raises(UserError, match="1 of .* images have no label"):
         class_pixels("gta5", [samples[0]._replace(label=None), *samples[1:]], CITY)
+
+
+def test_frequencies_are_over_the_images_that_hold_a_class(gta5_root, cityscapes_root, samples):
+    config = tiny("source_only", gta5_root, cityscapes_root).data
+    pixels = class_pixels("gta5", samples, CITY)
+    found = class_frequencies(config).numpy()
+    for c in range(19):
+        holding = pixels[pixels[:, c] > 0]
+        assert found[c] == pytest.approx(holding[:, c].sum() / max(holding.sum(), 1))
+    (entry,) = config.source
+    twice = class_frequencies(config.model_copy(update={"source": (entry, entry.model_copy(update={"weight": 3.0}))}))
+    assert twice.numpy() == pytest.approx(found)
+
+
+def test_data_check_leaves_its_counts_for_training(gta5_root, samples, monkeypatch):
+    check_root(gta5_root, "gta5", CITY)
+    monkeypatch.setattr(statistics, "_count", None)  # nothing is counted again
+    kept = class_pixels("gta5", samples, CITY)
+    assert kept.tolist() == [
+        [(folders.find("gta5").read_label(sample.label, CITY) == c).sum() for c in range(19)] for sample in samples
+    ]
+
+
+def test_data_check_keeps_nothing_of_labels_that_are_not_sound(gta5_root, tmp_path):
+    (gta5_root / "labels/00002.png").write_bytes(b"")
+    check_root(gta5_root, "gta5", CITY)
+    assert not list((tmp_path / "cache").rglob("*.npy"))

@@ -182,7 +182,7 @@ def test_frozen_stages_keep_weights_statistics_and_draws(backbone):
     first, second = net.features(images).layer3, net.features(images).layer3
     assert torch.equal(first, second)  # no drop-path
     assert not first.requires_grad
-    sum(score.square().mean() for score in net(images)).backward()
+    sum(score.square().mean() for score in net(images)[:2]).backward()
     assert all(torch.equal(value, before[key]) for key, value in net.backbone.state_dict().items())
     assert net.parameter_groups()[0] == []
     if drop_path:

@@ -48,7 +48,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[bool]:
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_logits_have_the_size_of_the_image(size, output_stride):
     net = on_meta(output_stride=output_stride)
-    main, aux = net(torch.empty(1, 3, *size, device="meta"))
+    main, aux, _ = net(torch.empty(1, 3, *size, device="meta"))
     assert main.shape == aux.shape == (1, 19, *size)
     cells = (1, 19, -(-size[0] // output_stride), -(-size[1] // output_stride))
     assert net.scores(torch.empty(1, 3, *size, device="meta")).main.shape == cells
@@ -59,7 +59,7 @@ def test_logits_have_the_size_of_the_image(size, output_stride):
 @pytest.mark.parametrize("size", [(97, 161), (65, 129)])
 def test_trains_at_batch_1_on_odd_sizes(mode, batch, size):
     net = small(**MODES[mode], output_stride=8)
-    main, aux = net(torch.rand(batch, 3, *size), "source")
+    main, aux, _ = net(torch.rand(batch, 3, *size), "source")
     assert main.shape == (batch, 19, *size)
     (main.square().mean() + aux.square().mean()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
@@ -110,8 +110,64 @@ def test_the_auxiliary_head_answers_in_training_only():
     assert net.eval()(image).aux is None
 
 
+class TestProgressiveDecoder:
+    @pytest.mark.parametrize("batch", [1, 2])
+    @pytest.mark.parametrize("bn", ["train", "frozen", "per_domain"])
+    def test_it_trains_and_its_scores_are_as_fine_as_the_image(self, bn, batch):
+        net = small(decoder="progressive", output_stride=8, bn=bn, ppm_norm="batch")
+        image = torch.rand(batch, 3, 41, 64)
+        scores = net.scores(image, "source")
+        assert scores.main.shape == (batch, 19, 48, 64)
+        assert scores.aux.shape == (batch, 19, 6, 8)
+        main, aux, _ = net.upsample(scores, image.shape[-2:])
+        assert main.shape == aux.shape == (batch, 19, 41, 64)
+        (main.square().mean() + aux.square().mean()).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+    def test_its_first_prediction_is_near_uniform_and_no_layer_starts_dead(self):
+        net = small(decoder="progressive")
+        p = net(torch.rand(2, 3, 64, 128)).main.softmax(1)
+        assert -(p * p.log()).sum(1).mean() / math.log(19) > 0.95
+        assert net.cls[3][1].weight.std().item() == pytest.approx((2 / net.cls[3][1].weight[0].numel()) ** 0.5, rel=0.1)
+
+    def test_it_is_as_lextals(self):
+        net = on_meta(backbone="resnet34", decoder="progressive", head_channels=1024)
+        assert [tuple(m.weight.shape[:2]) for m in net.cls.modules() if isinstance(m, nn.Conv2d)] == [
+            *((1024, 2560), (256, 1024), (64, 256), (64, 64)),
+            (19, 64),
+        ]
+        assert [m.p for m in small(decoder="progressive", dropout=0.3).cls if isinstance(m, nn.Dropout2d)] == [
+            *(0.3, 0.15, 0.15),
+            0.15,
+        ]
+
+
+class TestPresenceHead:
+    def test_it_answers_for_each_image_in_training_only(self):
+        net, image = small(presence=True, aux=False), torch.rand(2, 3, 64, 64)
+        scores = net(image)
+        assert scores.presence.shape == (2, 19)
+        assert scores.aux is None
+        assert net.eval()(image).presence is None
+        assert small()(image).presence is None
+
+    def test_all_else_is_drawn_and_answers_as_without_it(self):
+        plain, net, image = small(), small(presence=True), torch.rand(2, 3, 64, 64)
+        extra = net.state_dict().keys() - plain.state_dict().keys()
+        assert extra == {f"presence.{n}.{kind}" for n in (0, 2) for kind in ("weight", "bias")}
+        assert all(torch.equal(net.state_dict()[key], value) for key, value in plain.state_dict().items())
+        assert torch.equal(net(image).main, plain(image).main)
+        assert len(net.parameter_groups()[1]) == len(plain.parameter_groups()[1]) + 4
+
+    def test_its_gradient_reaches_layer3_but_not_layer4(self):
+        net = small(presence=True)
+        net.scores(torch.rand(2, 3, 64, 64)).presence.square().sum().backward()
+        assert all(p.grad.any() for p in net.backbone.layer3[1].parameters())
+        assert all(p.grad is None for p in net.backbone.layer4.parameters())
+
+
 def test_first_prediction_is_near_uniform():
-    for logits in small()(torch.rand(2, 3, 64, 128)):
+    for logits in small()(torch.rand(2, 3, 64, 128))[:2]:
         p = logits.softmax(1)
         entropy = -(p * p.log()).sum(1).mean() / math.log(19)
         assert entropy > 0.95
@@ -140,7 +196,7 @@ def test_align_corners_keeps_the_scores_at_exact_positions():
 
 def test_logits_are_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
-        main, aux = small()(torch.rand(1, 3, 64, 64))
+        main, aux, _ = small()(torch.rand(1, 3, 64, 64))
     assert main.dtype == aux.dtype == torch.float32
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from city import NUM_CLASSES
-from test_parity import ReferenceSemseg, randomise
+from test_parity import ReferenceLextal, ReferenceSemseg, randomise
 from torchvision.models import resnet18
 
 from da.evaluate import evaluate_runs
@@ -50,6 +50,26 @@ def test_segmenter_is_evaluated_as_it_is(semseg_file, tmp_path, capsys, cityscap
     own, *_ = csv.DictReader((tmp_path / "report/table.csv").open())
     assert (own["method"], own["weights"], own["kind"]) == (out.stem, out.name, "own")
     assert float(own["mIoU"]) == pytest.approx(results[0]["scores"]["mIoU"])
+
+
+def test_a_segmenter_without_an_auxiliary_head_is_restored(tmp_path, capsys):
+    state = {f"module.{name}": value for name, value in randomise(ReferenceLextal(18)).state_dict().items()}
+    torch.save(state, tmp_path / "PSPNet_20")
+    out = tmp_path / "out.pt"
+    assert main(["lextal", str(tmp_path / "PSPNet_20"), str(out)]) == 0
+    told = capsys.readouterr().out
+    settings = yaml.safe_load(told[told.index("model:") : told.index("then:")])["model"]
+    assert settings["decoder"] == "progressive"
+    config, trainer, _ = restore(out)
+    assert config.model == PSPNetConfig(**settings, weights="none")
+    assert (config.model.aux, config.model.presence, config.model.head_channels) == (False, True, 1024)
+    assert trainer.predict(torch.rand(1, 3, 64, 96)).shape == (1, NUM_CLASSES, 64, 96)
+    assert "150 classes" in refused_of(state, tmp_path, capsys)
+
+
+def refused_of(state, tmp_path, capsys) -> str:
+    torch.save(state | {"module.final.0.weight": torch.zeros(150, 64, 1, 1)}, tmp_path / "changed")
+    return refused(capsys, "lextal", tmp_path / "changed", tmp_path / "out2.pt")
 
 
 def test_backbone_brings_its_input_statistics(tmp_path, capsys):

@@ -178,6 +178,83 @@ def test_semseg_pspnet():
     agree(found.aux, aux)
 
 
+class ReferenceBasicBlock(nn.Module):
+    """Two 3x3 convolutions of one dilation."""
+
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, dilation, dilation, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, dilation, dilation, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        if inputs != width:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.downsample(x) if hasattr(self, "downsample") else x
+        return F.relu(skip + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+class ReferenceLextal(nn.Module):
+    """PSPNet-18 or -50 under the names of Lextal/pspnet-pytorch: the first block of a stage is never dilated, pyramid
+    branches of full width come before layer4, three upsamplings by two, a classifier of the whole image."""
+
+    def __init__(self, depth: int, classes: int = 19) -> None:
+        super().__init__()
+        self.feats = nn.Module()
+        self.feats.conv1, self.feats.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        inputs, depths = 64, (2, 2, 2, 2) if depth == 18 else (3, 4, 6, 3)
+        for n, (width, stride, dilation) in enumerate(((64, 1, 1), (128, 2, 1), (256, 1, 2), (512, 1, 4))):
+            blocks: list[nn.Module] = []
+            for i in range(depths[n]):
+                shape = (inputs, width, 1 if i else stride, dilation if i else 1)
+                blocks.append(ReferenceBasicBlock(*shape) if depth == 18 else ReferenceBlock(*shape, caffe=False))
+                inputs = width if depth == 18 else 4 * width
+            setattr(self.feats, f"layer{n + 1}", nn.Sequential(*blocks))
+        self.psp = nn.Module()
+        self.psp.stages = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(b), nn.Conv2d(inputs, inputs, 1, bias=False)) for b in (1, 2, 3, 6)
+        )
+        self.psp.bottleneck = nn.Conv2d(5 * inputs, 1024, 1)
+        for n, (wide, narrow) in enumerate(((1024, 256), (256, 64), (64, 64))):
+            up = nn.Module()
+            conv = nn.Conv2d(wide, narrow, 3, 1, 1)
+            up.conv = nn.Sequential(conv, nn.BatchNorm2d(narrow), nn.PReLU(init=0.1 * (n + 1)))
+            setattr(self, f"up_{n + 1}", up)
+        self.final = nn.Sequential(nn.Conv2d(64, classes, 1), nn.LogSoftmax(1))
+        self.classifier = nn.Sequential(nn.Linear(inputs // 2, 256), nn.ReLU(), nn.Linear(256, classes))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        f = self.feats
+        x = f.layer2(f.layer1(F.max_pool2d(F.relu(f.bn1(f.conv1(x))), 3, 2, 1)))
+        layer3 = f.layer3(x)
+        layer4 = f.layer4(layer3)
+
+        def wider(x: Tensor, size: tuple[int, int]) -> Tensor:
+            return F.interpolate(x, size, mode="bilinear", align_corners=True)
+
+        maps = [wider(stage(layer4), layer4.shape[-2:]) for stage in self.psp.stages]
+        x = F.relu(self.psp.bottleneck(torch.cat([*maps, layer4], 1)))
+        for up in (self.up_1, self.up_2, self.up_3):
+            x = up.conv(wider(x, (2 * x.shape[2], 2 * x.shape[3])))
+        return self.final(x), self.classifier(F.adaptive_max_pool2d(layer3, 1).flatten(1))
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_lextal_pspnet(depth):
+    """In the form of its time: `module.` before each name is taken off by `read_state`; no counts of batches."""
+    theirs = randomise(ReferenceLextal(depth))
+    state = {key: value for key, value in theirs.state_dict().items() if "num_batches_tracked" not in key}
+    converted = convert(KINDS["lextal"], state, "random weights")
+    assert (converted.left_out, converted.tensors) == ([], len(state))
+    ours, image = converted.network, picture(64, 96)
+    with torch.no_grad():
+        main, presence = theirs((image - MEAN) / STD)
+        agree(ours.scores(image).main.log_softmax(1), main)
+        assert torch.equal(ours(image).main, ours.scores(image).main)
+        agree(ours.presence(ours.features(image).layer3.amax((2, 3))), presence)
+
+
 class ReferenceCaffe(nn.Module):
     """The Caffe ResNet-101 under AdaptSegNet's names: 7x7 stem, pool rounded up, dilations 2 and 4, BGR input."""
 
