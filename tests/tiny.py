@@ -21,11 +21,17 @@ SETTINGS = (
     "run.device=cpu",
 )
 METHOD_FILES = {method: method for method in base.methods()} | {"adaptsegnet": "adaptsegnet_multi"}
-SMALLER = {"cycada_pixel": ("method.blocks=1", "method.width=8")}  # the settings above leave its own networks large
+SMALLER = {
+    "cycada_pixel": ("method.blocks=1", "method.width=8"),  # the settings above leave its own networks large
+    "finetune": ("method.head_steps=12", "method.warmup=6", "method.l2_sp={}"),  # both stages in a few updates
+}
 
 
 def overrides(gta5_root: Path, cityscapes_root: Path) -> list[str]:
     return [
+        "data.source.dataset=gta5",
+        "data.source.split=all",
+        "data.source.labels=null",
         f"data.source.root={gta5_root}",
         f"data.target.root={cityscapes_root}",
         f"data.val.root={cityscapes_root}",
