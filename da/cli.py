@@ -15,6 +15,8 @@ from typing import Literal
 from da.config import UserError
 from da.engine.interrupt import INTERRUPTS, stop_now
 
+AVERAGES = ("logits", "probabilities")  # of an ensemble
+
 EPILOG = """\
 examples
   python -m da train experiments/mini/adaptsegnet_multi.yaml
@@ -81,6 +83,11 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--official", action="store_true", help="also score with cityscapesscripts and require the same figures"
     )
+    evaluate.add_argument(
+        "--ensemble",
+        choices=AVERAGES,
+        help="also score all runs as one: the mean of their logits, or of their probabilities",
+    )
     evaluate.set_defaults(call=_evaluate)
 
     translate = commands.add_parser(
@@ -135,6 +142,12 @@ def parser() -> argparse.ArgumentParser:
         default=["overlay"],
         help="overlay: colours over the picture (default); color: colours alone; labelIds: PNG of ids as in "
         "label files; probabilities: compressed NumPy file",
+    )
+    predict.add_argument(
+        "--ensemble", type=Path, nargs="+", default=[], metavar="RUN", help="further runs, averaged with CHECKPOINT"
+    )
+    predict.add_argument(
+        "--average", choices=AVERAGES, default="logits", help="what --ensemble averages (default: logits)"
     )
     predict.add_argument("--opacity", type=float, default=0.5, help="of the colours in the overlay (default: 0.5)")
     _add_checkpoint_option(predict)
@@ -418,6 +431,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         protocols,
         options.export,
         options.official,
+        options.ensemble,
     )
     if results:
         say(table(results))
@@ -463,7 +477,8 @@ def _predict(options: argparse.Namespace) -> int:
         raise UserError("name a picture, a folder, a video, or a sequence such as frames/%06d.png")
     if not 0 <= options.opacity <= 1:
         raise UserError(f"--opacity {options.opacity}: give a number from 0 to 1")
-    skipped = predict(options.run, options.checkpoint, inputs, options.out, kinds, options.opacity, overrides)
+    runs = [options.run, *options.ensemble]
+    skipped = predict(runs, options.checkpoint, inputs, options.out, kinds, options.opacity, overrides, options.average)
     return 1 if skipped else 0
 
 

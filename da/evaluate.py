@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -20,6 +20,7 @@ from da.data.loaders import resolve_root, val_samples, workers_watched
 from da.data.transforms import FolderConfig
 from da.engine import dist, run_files
 from da.engine.log import say
+from da.ensemble import Average, restore_all
 from da.evaluation import official, visualize
 from da.evaluation.infer import EvalConfig
 from da.evaluation.metrics import scores
@@ -52,6 +53,7 @@ def evaluate_runs(
     protocols: Sequence[str] = (),
     export: Path | None = None,
     compare_official: bool = False,
+    ensemble: Average | None = None,
 ) -> list[dict[str, Any]]:
     """Score checkpoints on their validation split and write `evaluation_<which>[_<protocol>][_<settings>].json` beside
     each; `<settings>` are those of `overrides`, so that no result replaces one that was measured otherwise.
@@ -68,6 +70,7 @@ def evaluate_runs(
         export: folder for every prediction, `<result>/labelIds/*.png` (of Cityscapes what its server takes) and
             `<result>/color/*.png`, where `<result>` is the run's name, with the protocol's where there is one.
         compare_official: also score the predictions with `cityscapesscripts` and require equal figures.
+        ensemble: also score all `runs` as one, whose result is written beside the first run's folder.
 
     Raises:
         UserError: no such checkpoint or protocol, settings that are part of the run, a missing optional package, no
@@ -81,7 +84,12 @@ def evaluate_runs(
     choices: list[tuple[str, Protocol | None]] = [("+".join(changed), None)]
     if named:
         choices = [("+".join([title, *changed]), entry) for title, entry in named.items()]
-    names = [_name(run) for run in runs]
+    entries = [_Entry(_name(run), [run]) for run in runs]
+    if ensemble:
+        if len(runs) < 2:
+            raise UserError("--ensemble: name two runs or more")
+        entries.append(_Entry(f"{ensemble} of {' + '.join(_name(run) for run in runs)}", list(runs)))
+    names = [entry.name for entry in entries]
     if export:
         _refuse_to_mix([_exported(export, name, label) for name in names for label, _ in choices])
     if compare_official:  # refused before anything is scored
@@ -91,9 +99,9 @@ def evaluate_runs(
             for _, chosen in choices:
                 _require_official(_under_protocol(own, chosen, overrides))
     results, columns, titles, unwritten = [], [], [], []
-    for run, name in zip(runs, names):
-        path = checkpoint_path(run, which)
-        own, trainer, step = restore(path, overrides)
+    for name, members in entries:
+        run, paths = members[0], [str(checkpoint_path(run, which)) for run in members]
+        own, trainer, step = restore_all(members, which, ensemble or "logits", overrides)
         device = dist.pick_device(own.run.device)
         stepper = make_stepper(trainer, own, device)
         own = own.model_copy(update={"run": own.run.model_copy(update={"precision": stepper.precision})})
@@ -119,10 +127,11 @@ def evaluate_runs(
                 found = {
                     "run": name,
                     **protocol(config),
+                    **({"trainer": "ensemble"} if len(members) > 1 else {}),
                     "weights_report": trainer.weights_report,
                     **(_named(label, chosen) if chosen else {}),
                     "checkpoint": kind,
-                    "checkpoint_file": str(path),
+                    "checkpoint_file": " + ".join(paths),
                     "step": step,
                     "commit": run_files.commit(),
                     "scores": {
@@ -135,9 +144,12 @@ def evaluate_runs(
                 if compare_official and to:
                     found["official_mIoU"] = _compare_official(config, to, counts, title)
             results.append(found)
-            file = "_".join(filter(None, ("evaluation", kind, label, *elsewhere))) + ".json"
+            folder, words = (run if run.is_dir() else run.parent), ["evaluation"]
+            if len(members) > 1:
+                folder, words = folder.parent, ["ensemble", _plain(name)]
+            file = "_".join(filter(None, (*words, kind, label, *elsewhere))) + ".json"
             try:
-                run_files.write_text((run if run.is_dir() else run.parent) / file, json.dumps(found) + "\n")
+                run_files.write_text(folder / file, json.dumps(found) + "\n")
             except OSError as error:  # the figures are there all the same
                 unwritten.append(f"{error.filename or run}: {error.strerror}")
     shown = {json.dumps(found["images"]) for found in results}
@@ -151,6 +163,13 @@ def evaluate_runs(
         say(table(results))
         raise UserError(f"not written: {'; '.join(unwritten)}")
     return results
+
+
+class _Entry(NamedTuple):
+    """What is scored in a column of its own."""
+
+    name: str
+    runs: list[Path]  # several: as one
 
 
 def _has_labels(val: FolderConfig) -> bool:

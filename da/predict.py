@@ -19,6 +19,7 @@ from da.data import folders
 from da.engine import dist
 from da.engine.log import bar, say
 from da.engine.stepper import Stepper
+from da.ensemble import Average, restore_all
 from da.evaluation import visualize
 from da.evaluation.infer import EvalConfig, predict_labels, predict_probabilities
 from da.labels import LabelSpace
@@ -63,13 +64,14 @@ class _Job(NamedTuple):
 
 
 def predict(
-    checkpoint: Path,
+    checkpoints: Sequence[Path],
     which: str,
     inputs: Sequence[str],
     out: Path,
     kinds: Sequence[Kind],
     opacity: float,
     overrides: Sequence[str] = (),
+    average: Average = "logits",
 ) -> list[str]:
     """Write the predictions for `inputs` below `out`, at the inputs' own sizes, and `legend.png`.
 
@@ -79,11 +81,13 @@ def predict(
     own name in a sequence, its number from 1 on in a video.
 
     Args:
-        checkpoint: run folder or checkpoint file; `which` is `last` or `best` of a folder.
+        checkpoints: run folders or checkpoint files, several as one (`da.ensemble`); `which` is `last` or `best` of a
+            folder.
         inputs: pictures, folders (searched with all below them), videos, or sequences such as `frames/%06d.png`.
         opacity: of the colours over the picture, 0 to 1.
         overrides: `eval.` settings, device and precision; without them the run's own protocol decides the input
             size, and this machine the precision.
+        average: what is averaged of several checkpoints.
 
     Returns:
         One line for each input that could not be read, or not to its end.
@@ -92,13 +96,14 @@ def predict(
         UserError: the results would lie among the inputs, or a setting or the checkpoint is wrong.
     """
     fast = "run.precision=auto"  # the checkpoint may come from another machine
-    config, trainer, step = run.restore(run.checkpoint_path(checkpoint, which), [fast, *overrides])
+    config, trainer, step = restore_all(checkpoints, which, average, [fast, *overrides])
     stepper = run.make_stepper(trainer, config, dist.pick_device(config.run.device))
     stepper.eval()
     jobs = list(_unique(job for text in inputs for job in _jobs(text, out)))
     out.mkdir(parents=True, exist_ok=True)
     Image.fromarray(visualize.legend(trainer.classes)).save(out / "legend.png")
-    say(f"{checkpoint}, step {step}, on {stepper.device}: {len(jobs)} inputs; {config.eval.describe()}")
+    names = " + ".join(map(str, checkpoints))
+    say(f"{names}, step {step}, on {stepper.device}: {len(jobs)} inputs; {config.eval.describe()}")
     skipped: list[str] = []
     failed = turned = 0
     for job in bar(jobs, "inputs", len(jobs)):

@@ -33,7 +33,7 @@ from da.data.transforms import FolderConfig
 from da.engine import checkpoint, dist, lock, run_files
 from da.engine.log import bar, say
 from da.engine.loop import Loop, Scalars
-from da.engine.stepper import Stepper, set_deterministic
+from da.engine.stepper import Stepper, Trains, set_deterministic
 from da.engine.stop import StopRequests, seconds
 from da.evaluation import visualize
 from da.evaluation.infer import predict_entropy, predict_labels
@@ -241,7 +241,7 @@ def _hash_of(names: Iterable[str]) -> "hashlib._Hash":
     return hashlib.sha256("\n".join(names).encode(errors="surrogateescape"))
 
 
-def make_stepper(trainer: base.Trainer, config: base.Experiment, device: torch.device) -> Stepper:
+def make_stepper(trainer: Trains, config: base.Experiment, device: torch.device) -> Stepper:
     return Stepper(
         trainer,
         device,
@@ -309,8 +309,7 @@ def evaluate(
     stepper.agree()
     stepper.eval()
     classes = config.data.classes
-    trainer: base.Trainer = stepper.trainer  # type: ignore[assignment]
-    table = classes.merged_from(trainer.classes, config.eval.merge)
+    table = classes.merged_from(stepper.trainer.classes, config.eval.merge)
     merge = None if table is None else torch.from_numpy(table).to(stepper.device)
     matrix = ConfusionMatrix(len(classes), stepper.device, len(classes) + (merge is not None))
     pictures: list[list[np.ndarray]] = []
