@@ -127,10 +127,10 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
 
     began = time.time()
     trainer = base.build(config)
-    trainer.weights_report = trainer.segmenter.load_report.as_dict()
+    report = trainer.weights_report = trainer.segmenter.load_report.as_dict()
     say(trainer.segmenter.load_report.text() if trainer.segmenter_is_trained else f"{where}: {UNTRAINED}")
-    if config.init and not checkpoint.find_last(where / "checkpoints"):
-        _initialise(trainer, config.init)
+    if not checkpoint.find_last(where / "checkpoints"):
+        trainer.started(_initialise(trainer, config.init) if config.init else trainer.segmenter.random_tensors())
     stepper = make_stepper(trainer, config, device)
     if config.run.compile:
         trainer.segmenter.backbone.compile(dynamic=False)  # one graph for each size of images
@@ -170,14 +170,18 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         if loop.log:
             loop.log.picture(step, "train/examples", of_training(stepper, batch))
 
+    def take_up(state: dict[str, Any], source: str) -> None:
+        load_modules(trainer.modules, state["modules"], source)
+        report.update(state.get("weights_report") or {})  # names also what was replaced when the run began
+
     loop = Loop(
         stepper,
         config.run,
         where,
         validate,
         show,
-        {"config": json.dumps(config.model_dump(mode="json")), "weights_report": trainer.weights_report},
-        lambda states, source: load_modules(trainer.modules, states, source),
+        {"config": json.dumps(config.model_dump(mode="json")), "weights_report": report},
+        take_up,
         stop.poll,
         stop.waiting,
         config.data.classes.groups,
@@ -198,7 +202,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     )
     if dist.is_main():
         note = {} if trainer.segmenter_is_trained else {"note": UNTRAINED}
-        _finish(where, config, loop.best, time.time() - began, {"weights_report": trainer.weights_report, **note})
+        _finish(where, config, loop.best, time.time() - began, {"weights_report": report, **note})
     dist.barrier()
 
 
@@ -255,12 +259,22 @@ def make_stepper(trainer: Trains, config: base.Experiment, device: torch.device)
     )
 
 
-def _initialise(trainer: base.Trainer, init: str) -> None:
+def _initialise(trainer: base.Trainer, init: str) -> set[str]:
+    """Fill the segmenter, and name what of it is replaced, since it is for other classes."""
     path, state = _segmenter(init)
+    replaced: list[str] = []
     if "config" in state and (difference := trainer.classes.difference(_stored_classes(state, path))):
-        raise UserError(f"init: {path} has other classes ({difference}); name a run of these classes")
+        if not trainer.takes_other_classes:
+            raise UserError(f"init: {path} has other classes ({difference}); name a run of these classes")
+        replaced = trainer.segmenter.class_tensors()
+        own = trainer.segmenter.state_dict()
+        state["modules"]["segmenter"] |= {name: own[name] for name in replaced}
+        say(f"other classes ({difference}): {', '.join(replaced)} begin anew")
+        if trainer.weights_report is not None:
+            trainer.weights_report["replaced"] = replaced
     load_modules({"segmenter": trainer.segmenter}, state["modules"], str(path))
     say(f"segmenter starts from {path} (step {state['step']})")
+    return set(replaced)
 
 
 def _segmenter(init: str) -> tuple[Path, dict[str, Any]]:

@@ -45,6 +45,9 @@ def _trial(config: base.Experiment, formats: list[bool]) -> Callable[[dict[str, 
     `formats` are the values of `channels_last` that it will be asked for."""
     bare = config.model.model_copy(update={"weights": "none"})
     trainers = {channels_last: base.build(config.model_copy(update={"model": bare})) for channels_last in formats}
+    for trainer in trainers.values():
+        if trainer.needs_class_shares:  # which the run counts later; any do here
+            trainer.class_shares = torch.full((len(trainer.classes),), 1 / len(trainer.classes))
     for module in trainers[True].modules.values() if True in trainers else ():
         to_channels_last(module)
     count = min(2, config.data.batch_size)

@@ -38,7 +38,7 @@ def assert_continued(said: str, step: int) -> None:
 def assert_same_result(run: Path, straight: Path) -> None:
     """Weights, optimisers, metrics and curves of `run` equal those of the uninterrupted one; nothing is doubled."""
     assert (run / "summary.json").exists()
-    _same(*(torch.load(r / "checkpoints/last.pt", weights_only=True) for r in (run, straight)))
+    same(*(torch.load(r / "checkpoints/last.pt", weights_only=True) for r in (run, straight)))
     assert _metrics(run) == _metrics(straight)
     assert _curves(run) == _curves(straight)
 
@@ -55,17 +55,17 @@ def _curves(run: Path) -> dict[str, list]:
     return {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in tags}
 
 
-def _same(a, b, path: str = "") -> None:
+def same(a, b, path: str = "") -> None:
     assert type(a) is type(b), path
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b), path
     elif isinstance(a, dict):
         assert a.keys() == b.keys(), path
         for key in a.keys() - {"config"}:  # names the run and its folders
-            _same(a[key], b[key], f"{path}.{key}")
+            same(a[key], b[key], f"{path}.{key}")
     elif isinstance(a, list | tuple):
         assert len(a) == len(b), path
         for i, (x, y) in enumerate(zip(a, b)):
-            _same(x, y, f"{path}[{i}]")
+            same(x, y, f"{path}[{i}]")
     else:
         assert a == b, path

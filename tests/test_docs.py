@@ -15,7 +15,7 @@ from third_party.kinds import KINDS
 README = REPOSITORY / "README.md"
 PAGES = [README, REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-ROOTS = ("GTA5_ROOT", "CITYSCAPES_ROOT", "SYNTHIA_ROOT")
+ROOTS = ("GTA5_ROOT", "CITYSCAPES_ROOT", "SYNTHIA_ROOT", "VOC_ROOT", "ADE20K_ROOT")
 STAGES = ["source_only", "cycada_pixel", "cycada_pixel_segmenter", "cycada_feature", "cycada_feature_only", "oracle"]
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 
@@ -153,6 +153,12 @@ def check_launch(words: list[str]) -> None:
     if script.name == "seeds.sh":
         load_config([str(REPOSITORY / given[0])], settings(given))
         assert all(word.isdigit() or "=" in word for word in given[1:]), words
+        return
+    if script.name == "finetune.sh":
+        file = given[1] if given[1].startswith("experiments/") else "experiments/mini/finetune.yaml"
+        load_config([str(REPOSITORY / file)], settings(given))
+        assert "=" not in given[0] + given[1]
+        assert all("=" in word for word in given[2:]), words
         return
     if script.name in ("ladder.sh", "gpu_check.sh"):
         assert not given or (REPOSITORY / "experiments" / given[0]).is_dir(), words

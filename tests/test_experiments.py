@@ -19,7 +19,7 @@ EXPERIMENTS = sorted(
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_every_experiment_loads(path: Path, monkeypatch):
-    for variable in ("GTA5_ROOT", "CITYSCAPES_ROOT", "SYNTHIA_ROOT", "PHOTOGRAPHS_ROOT"):
+    for variable in ("GTA5_ROOT", "CITYSCAPES_ROOT", "SYNTHIA_ROOT", "PHOTOGRAPHS_ROOT", "VOC_ROOT", "ADE20K_ROOT"):
         monkeypatch.setenv(variable, f"/data/{variable}")
     config = load_config([str(path)])
     assert config.name == path.stem
@@ -72,6 +72,7 @@ def test_every_setting_is_read(tmp_path, gta5_root, cityscapes_root, monkeypatch
     configs = [tiny(METHOD_FILES[m], gta5_root, cityscapes_root, *optional) for m in base.methods()]
     adamw = ["method.adamw={layer_decay: 0.9}", "name=adamw"]
     configs.append(tiny("source_only", gta5_root, cityscapes_root, *optional, *adamw))
+    configs.append(tiny("finetune", gta5_root, cityscapes_root, "method.l2_sp={}", "name=l2_sp"))
     configs.append(tiny("minent", gta5_root, cityscapes_root, "method.lambda_prior=1", "name=prior"))
     configs.append(tiny("source_only", gta5_root, cityscapes_root, *COUNTED, "name=refined"))
     monkeypatch.setattr(Section, "__getattribute__", recording, raising=False)

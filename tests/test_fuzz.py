@@ -42,7 +42,7 @@ FAST = ("cycada_feature", "adaptsegnet_multi")  # of the miniature; the others a
 )
 def test_every_key_with_values_of_every_kind(path: Path, monkeypatch):
     """All values for the experiments of the miniature, a third of them for each of the others."""
-    for variable in ("GTA5_ROOT", "CITYSCAPES_ROOT", "SYNTHIA_ROOT", "PHOTOGRAPHS_ROOT"):
+    for variable in ("GTA5_ROOT", "CITYSCAPES_ROOT", "SYNTHIA_ROOT", "PHOTOGRAPHS_ROOT", "VOC_ROOT", "ADE20K_ROOT"):
         monkeypatch.setenv(variable, f"/data/{variable}")
     plain = read_tree([path])
     plain.values = {"experiment": path.parent.name, "name": path.stem, **plain.values}

@@ -1,6 +1,7 @@
 """The launch scripts as a user calls them."""
 
 import contextlib
+import json
 import os
 import pty
 import random
@@ -14,8 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from runs import children
-from tiny import REPOSITORY, overrides
+from test_spaces import write_set
+from tiny import REPOSITORY, SETTINGS, overrides, tiny
+
+from da.engine import checkpoint
+from da.trainers import base
 
 pytestmark = pytest.mark.slow
 
@@ -433,10 +439,67 @@ def test_ci_installs_what_is_missing(missing, tmp_path):
     assert (tmp_path / "bash.called").exists()
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in (REPOSITORY / "launch").glob("gta2city_*.sh")))
+def fine_tune(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """`launch/finetune.sh` on a set of CamVid's classes."""
+    write_set("camvid", tmp_path / "camvid")
+    small = [word for word in SETTINGS if not word.startswith(("data.target", "model"))]
+    settings = ["data.classes=camvid11", *small, "run.steps=2", "run.val_every=2", "method.head_steps=1"]
+    variables = {"CAMVID_ROOT": str(tmp_path / "camvid"), "RUNS": str(tmp_path / "runs")}
+    return launch("finetune.sh", *arguments, *settings, **variables)
+
+
+def test_finetune_takes_the_network_of_what_it_starts_from(tmp_path, gta5_root, cityscapes_root):
+    config = tiny("source_only", gta5_root, cityscapes_root, "model.dropout=0.3")
+    state = {"segmenter": base.build(config).segmenter.state_dict()}
+    start = {"step": 0, "modules": state, "config": json.dumps(config.model_dump(mode="json"))}
+    checkpoint.save(tmp_path / "start.pt", start)
+    done = fine_tune(tmp_path, str(tmp_path / "start.pt"), "camvid")
+    assert done.returncode == 0, done.stderr
+    assert "cls.4.weight, cls.4.bias, aux.4.weight, aux.4.bias begin anew" in done.stdout
+    run = tmp_path / "runs/finetune/camvid-seed0"
+    assert (run / "summary.json").exists()
+    assert "dropout: 0.3" in (run / "config.yaml").read_text()
+    assert "labels: null" in (run / "config.yaml").read_text()
+
+
+def test_finetune_starts_from_an_encoder_and_described_folders(tmp_path, gta5_root, cityscapes_root):
+    encoder = base.build(tiny("source_only", gta5_root, cityscapes_root)).segmenter.backbone
+    torch.save(encoder.state_dict(), tmp_path / "encoder.pth")
+    text = (REPOSITORY / "da/data/sets/camvid.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text)
+    shutil.copy(REPOSITORY / "da/classes/camvid11.yaml", tmp_path / "mine_classes.yaml")
+    done = fine_tune(tmp_path, str(tmp_path / "encoder.pth"), str(tmp_path / "mine.yaml"), "model.head_channels=16")
+    assert done.returncode == 0, done.stderr
+    assert f"backbone from {tmp_path / 'encoder.pth'}" in done.stdout
+    assert (tmp_path / "runs/finetune/mine-seed0/summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name what to start from and the data"),
+        (["model.weights=package", "camvid"], "come before all settings"),
+        (["/nowhere/run", "camvid"], "/nowhere/run: no such run, checkpoint or file of weights"),
+        (["launch", "camvid"], "launch: no `last` checkpoint there"),
+        (["package", "nothing"], "nothing: no file in da/data/sets"),
+        (["package", "nothing.yaml"], "data describe FOLDER writes one"),
+    ],
+)
+def test_finetune_refuses_what_it_cannot_start(arguments, said, tmp_path):
+    done = launch("finetune.sh", *arguments, RUNS=str(tmp_path / "runs"))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+
+
+SCRIPTS = sorted(path.name for path in (REPOSITORY / "launch").glob("gta2city_*.sh"))
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "finetune.sh"])
 def test_help_is_the_header(script):
     done = launch(script, "--help")
     assert done.returncode == 0
-    assert done.stdout.count(f"  bash launch/{script} [") == 1
+    assert done.stdout.count(f"  bash launch/{script} {'INIT DATA ' if script == 'finetune.sh' else ''}[") == 1
     assert "GPUS=4" in done.stdout
     assert "#" not in done.stdout + done.stderr

@@ -26,11 +26,17 @@ TERMS = "ohem: {threshold: 0.05, min_kept: 100}, lambda_lovasz: 0.7, lambda_dice
 HEADS = ("model.presence=true", "model.decoder=progressive")
 REFINED = (f"loss={{class_weights: {[1 + c % 5 for c in range(19)]}, {TERMS}}}", *HEADS)
 COUNTED = (f"loss={{class_weights: median_frequency, weight_cap: 5, {TERMS}}}", *HEADS)
-SMALLER = {"cycada_pixel": ("method.blocks=1", "method.width=8")}  # the settings above leave its own networks large
+SMALLER = {
+    "cycada_pixel": ("method.blocks=1", "method.width=8"),  # the settings above leave its own networks large
+    "finetune": ("method.head_steps=12", "method.warmup=6", "method.l2_sp={}"),  # both stages in a few updates
+}
 
 
 def overrides(gta5_root: Path, cityscapes_root: Path) -> list[str]:
     return [
+        "data.source.dataset=gta5",
+        "data.source.split=all",
+        "data.source.labels=null",
         f"data.source.root={gta5_root}",
         f"data.target.root={cityscapes_root}",
         f"data.val.root={cityscapes_root}",

@@ -101,8 +101,7 @@ class Loop:
 
     `validate(step, limit)` returns scalars with `val/mIoU` among them; `limit` asks for that many images only.
     `show(step, batch)` draws training pictures of the last micro-batch. `stamp` is stored in every checkpoint, so that
-    one can be used alone; `load_modules(states, source)` fills the networks from one. `groups` of classes get a chart
-    each.
+    one can be used alone; `take_up(state, source)` fills the networks from one. `groups` of classes get a chart each.
     `poll()` and `validate` raise `Stopped`, in all processes together, when the run is asked to stop; within
     `waiting()`, around the wait for a batch, it is raised in this process.
 
@@ -120,7 +119,7 @@ class Loop:
         validate: Callable[[int, int | None], Scalars],
         show: Callable[[int, Any], None],
         stamp: dict[str, Any],
-        load_modules: Callable[[dict[str, Any], str], None],
+        take_up: Callable[[dict[str, Any], str], None],
         poll: Callable[[], None],
         waiting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
         groups: Iterable[str] = (),
@@ -140,7 +139,7 @@ class Loop:
         newest = checkpoint.find_last(self.checkpoints)
         if newest:
             state = checkpoint.load(newest)
-            load_modules(state["modules"], str(newest))
+            take_up(state, str(newest))
             stepper.load_progress(state)
             self.start, self.best, self.window = state["step"], state["best"], Window(state["window"])
             self.unvalidated = state.get("unvalidated", state.get("half"))  # `half` in older ones

@@ -77,6 +77,13 @@ def schedule_factor(step: int, config: ScheduleConfig, steps: int) -> float:
     return factor
 
 
+def group_factor(step: int, group: Mapping[str, Any]) -> float:
+    """What the rate of one group of an optimiser is multiplied with besides. A group may join late: its rate is 0
+    before update number `joins`, then rises linearly over `warmup` updates, from 1 / warmup to 1."""
+    since = step - group.get("joins", 0)
+    return 0.0 if since < 0 else min((since + 1) / max(group.get("warmup", 0), 1), 1.0)
+
+
 def seed_everything(*parts: object) -> None:
     """Seed torch's generators from any tuple of values: equal tuples, equal streams."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
@@ -246,7 +253,7 @@ class Stepper:
         factor = schedule_factor(step, self._schedule, self._steps)
         for optimizer in self.trainer.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
+                group["lr"] = group["initial_lr"] * factor * group_factor(step, group)
         for module in self.trainer.modules.values():
             module.train()
         self.trainer.iteration = step

@@ -10,6 +10,7 @@ and the `progressive` decoder are those of the repository Lextal/pspnet-pytorch.
 """
 
 import math
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal, NamedTuple, cast
 
 import torch
@@ -45,6 +46,8 @@ class PSPNetConfig(Section):
         frozen_stages: how many of the backbone's `stages()`, from the image on, stay as they were loaded: no gradient,
             no batch statistics, no drop-path. 1 is the stem (of ConvNeXt with its first stage, of a transformer the
             embedding).
+        freeze: names of modules that stay as they were loaded in the same way, with all that is in them, such as
+            backbone.layer1 or ppm; also patterns, such as backbone.*.bn?.
         bins: cells per side of each pyramid level.
         decoder: what makes scores of layer4. `pspnet`: the paper's. `progressive`: pyramid branches as wide as layer4,
             without norm (`ppm_norm` has no effect), then three learned upsamplings, each by two: scores have eight
@@ -72,6 +75,7 @@ class PSPNetConfig(Section):
     contract_dilation: bool = True
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     frozen_stages: NonNegativeInt = 0
+    freeze: tuple[str, ...] = ()
     bins: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 3, 6)
     decoder: Literal["pspnet", "progressive"] = "pspnet"
     head_channels: PositiveInt = 512
@@ -224,7 +228,7 @@ class PSPNet(nn.Module):
         load_report: what `config.weights` filled.
 
     Raises:
-        UserError: the weights cannot be found or do not fit.
+        UserError: the weights cannot be found or do not fit, or `freeze` names nothing, or everything.
     """
 
     mean: Tensor
@@ -255,9 +259,15 @@ class PSPNet(nn.Module):
         mean, std = self.load_report.statistics or imagenet
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
+        for pattern in config.freeze:
+            if not self._named(pattern):
+                known = ", ".join(f"backbone.{name}" for name, _ in self.backbone.named_children())
+                raise UserError(f"model.freeze: {pattern!r} names no module; known: {known}, ppm, cls, aux, and theirs")
         for module in self._frozen():
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise UserError("model.freeze: leaves nothing to train; name fewer modules")
         self.train()
 
     def forward(self, image: Tensor, domain: Domain = "target") -> Scores:
@@ -321,9 +331,28 @@ class PSPNet(nn.Module):
             module.training = False
         return self
 
+    def class_tensors(self) -> list[str]:
+        """Names of the tensors that depend on the classes: those of the layers that give the logits."""
+        heads = {"cls": self.cls, "aux": self.aux, "presence": self.presence}
+        return [
+            f"{name}.{len(h) - 1}.{key}" for name, h in heads.items() if h is not None for key in h[-1].state_dict()
+        ]
+
+    def random_tensors(self) -> set[str]:
+        """Names of the tensors that no weights file has filled."""
+        filled = "backbone." if self.load_report.tensors else None
+        return {name for name in self.state_dict() if filled is None or not name.startswith(filled)}
+
     def _frozen(self) -> list[nn.Module]:
-        """The modules of the backbone that stay as they were loaded."""
-        return [module for stage in self.backbone.stages()[: self.config.frozen_stages] for module in stage]
+        """The modules that stay as they were loaded."""
+        stages = self.backbone.stages()[: self.config.frozen_stages] if self.config.frozen_stages else []
+        named = [module for pattern in self.config.freeze for module in self._named(pattern)]
+        return [module for stage in stages for module in stage] + named
+
+    def _named(self, pattern: str) -> list[nn.Module]:
+        """The modules whose names fit, and what is in them."""
+        fits = (pattern, f"{pattern}.*")
+        return [m for name, m in self.named_modules() if name and any(fnmatchcase(name, each) for each in fits)]
 
     def _heads(self) -> list[nn.Module]:
         return [head for head in (self.ppm, self.cls, self.aux, self.presence) if head is not None]

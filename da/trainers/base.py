@@ -10,7 +10,7 @@ import functools
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -71,6 +71,7 @@ class Trainer(ABC):
     uses_target: ClassVar[bool] = True  # False: no target image is ever opened
     # What the terminal shows of the scalars of `step`, and what it calls them; TensorBoard and metrics.jsonl have all.
     headline: ClassVar[Mapping[str, str]] = {"loss/seg": "loss"}
+    takes_other_classes: ClassVar[bool] = False  # True: of an `init` with other classes it replaces the classifiers
     is_translation: ClassVar[bool] = False  # True: it trains generators, and its score is that of a frozen segmenter
 
     modules: dict[str, nn.Module]  # everything with weights or buffers; saved, restored, moved
@@ -94,6 +95,12 @@ class Trainer(ABC):
             raise UserError("loss.lambda_presence: needs model.presence=true; add it, or set to 0")
         if isinstance(config.loss.class_weights, tuple):
             self.class_weights = torch.tensor(config.loss.class_weights)
+
+    def started(self, fresh: Set[str]) -> None:  # noqa: B027
+        """The segmenter has its starting weights; `fresh` names those of its tensors that are random.
+
+        Called once in a run, before the first update; not where a run goes on.
+        """
 
     @abstractmethod
     def step(self, batch: Batch, backward: Backward) -> dict[str, Tensor]:

@@ -54,8 +54,8 @@ def loop(folder, method, poll=lambda: None, **settings) -> Loop:
     config = RunConfig(**settings)
     stepper = Stepper(method, torch.device("cpu"), seed=0, steps=config.steps, schedule=ScheduleConfig())
 
-    def load(states, source):
-        method.layer.load_state_dict(states["layer"])
+    def load(state, source):
+        method.layer.load_state_dict(state["modules"]["layer"])
 
     scores = iter(range(100))
     return Loop(

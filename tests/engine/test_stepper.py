@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from da.engine import stepper as stepper_module
-from da.engine.stepper import ScheduleConfig, Stepper, definite, fastest, schedule_factor
+from da.engine.stepper import ScheduleConfig, Stepper, definite, fastest, group_factor, schedule_factor
 
 
 class Batch:
@@ -53,6 +53,13 @@ def test_poly_starts_at_one_ends_at_zero_and_follows_the_formula():
     assert schedule_factor(100, config, 150) == pytest.approx((1 - 100 / 250) ** 0.9)
     assert schedule_factor(75, ScheduleConfig(), 150) == pytest.approx(0.5**0.9)
     assert schedule_factor(400, config, 500) == 0.0
+
+
+def test_a_group_that_joins_late():
+    late = {"joins": 3, "warmup": 4}
+    assert [group_factor(step, late) for step in range(9)] == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+    assert [group_factor(step, {"joins": 2}) for step in range(4)] == [0, 0, 1, 1]
+    assert [group_factor(step, {}) for step in (0, 1, 10**6)] == [1, 1, 1]
 
 
 def test_warmup_rises_linearly_to_the_schedule():

@@ -301,3 +301,44 @@ def test_state_dict_round_trip_gives_equal_logits(bn):
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ValidationError):
         PSPNetConfig(**bad)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "frozen"),
+    [
+        (["backbone.layer1"], "backbone.layer1."),
+        (["backbone.layer1", "ppm"], ("backbone.layer1.", "ppm.")),
+        (["backbone.layer?"], tuple(f"backbone.layer{n}." for n in range(1, 5))),
+        (["cls.0"], "cls.0."),
+        (["backbone.*.bn1"], tuple(f"backbone.layer{n}.{b}.bn1." for n in range(1, 5) for b in range(2))),
+    ],
+)
+def test_what_freeze_names_stays_as_it_was_loaded(freeze, frozen):
+    net = small(freeze=tuple(freeze), dropout=0.5)
+    expected = {name for name, _ in net.named_parameters() if name.startswith(frozen)}
+    assert {name for name, p in net.named_parameters() if not p.requires_grad} == expected
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    optimizer = torch.optim.SGD([p for group in net.parameter_groups() for p in group], lr=0.1, weight_decay=0.1)
+    net.eval()
+    net.train()
+    sum(score.square().mean() for score in net(torch.rand(2, 3, 48, 48))).backward()
+    optimizer.step()
+    after = net.state_dict()
+    stays = {key for key in before if torch.equal(before[key], after[key])} - {"mean", "std"}
+    assert stays == {key for key in before if key.startswith(frozen)}
+
+
+@pytest.mark.parametrize("pattern", ["backbone.layer5", "layer1", "", "backbone.layer1.", "conv1.weight"])
+def test_freeze_that_names_nothing_is_refused(pattern):
+    with pytest.raises(UserError, match=r"model\.freeze: '.*' names no module; known: backbone\.conv1"):
+        small(freeze=("ppm", pattern))
+    with pytest.raises(UserError, match=r"model\.freeze: leaves nothing to train"):
+        small(freeze=("*",))
+
+
+def test_tensors_by_where_they_come_from():
+    net = small()
+    assert net.class_tensors() == ["cls.4.weight", "cls.4.bias", "aux.4.weight", "aux.4.bias"]
+    assert small(aux=False).class_tensors() == ["cls.4.weight", "cls.4.bias"]
+    assert all(net.state_dict()[key].shape[0] == NUM_CLASSES for key in net.class_tensors())
+    assert net.random_tensors() == net.state_dict().keys()

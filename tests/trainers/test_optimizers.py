@@ -4,9 +4,10 @@ import pytest
 import torch
 from city import NUM_CLASSES
 from tiny import METHOD_FILES, tiny
-from torch.optim import SGD, AdamW
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
 
-from da.nets.optimizers import SegmenterAdamW, SegmenterSGD
+from da.nets.optimizers import L2SP, SegmenterAdamW, SegmenterSGD, TowardsStart
 from da.nets.pspnet import PSPNet, PSPNetConfig
 from da.trainers import base
 
@@ -69,10 +70,24 @@ def test_layer_decay_of_a_transformer_is_beits():
         assert (groups[id(parameter)]["weight_decay"] == 0) == apart, name
 
 
+def test_layer_decay_of_sgd_is_the_same():
+    """Stem d^4, layer1 d^3 ... layer4 1, and the heads their own."""
+    net = segmenter()
+    optimizer = SegmenterSGD(lr=1.0, backbone_lr_mult=2.0, head_lr_mult=5.0, layer_decay=0.5).build(net)
+    groups = by_parameter(optimizer)
+    assert groups.keys() == {id(p) for p in net.parameters()}
+    assert [group["name"] for group in optimizer.param_groups] == [*(f"backbone{n}" for n in range(5)), "head"]
+    for name, parameter in net.named_parameters():
+        depth = next((n for n in range(1, 5) if name.startswith(f"backbone.layer{n}.")), 0)
+        rate = 2.0 * 0.5 ** (4 - depth) if name.startswith("backbone.") else 5.0
+        assert groups[id(parameter)]["lr"] == rate, name
+
+
 @pytest.mark.parametrize("layer_decay", [1.0, 0.75])
-def test_frozen_stages_are_in_no_group(layer_decay):
+@pytest.mark.parametrize("kind", [SegmenterSGD, SegmenterAdamW])
+def test_frozen_stages_are_in_no_group(kind, layer_decay):
     net = segmenter(frozen_stages=3)
-    groups = by_parameter(SegmenterAdamW(layer_decay=layer_decay).build(net))
+    groups = by_parameter(kind(layer_decay=layer_decay).build(net))
     assert groups.keys() == {id(p) for p in net.parameters() if p.requires_grad}
     assert not groups.keys() & {id(p) for p in net.backbone.layer2.parameters()}
 
@@ -86,6 +101,121 @@ def test_a_parameter_without_gradient_signal_only_decays_where_it_should():
     optimizer.step()
     assert torch.equal(net.backbone.bn1.weight, before["backbone.bn1.weight"])
     torch.testing.assert_close(net.backbone.conv1.weight, before["backbone.conv1.weight"] * 0.95)
+
+
+class Two(nn.Module):
+    """What came from the start, and what is new."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.old, self.new = nn.Linear(5, 4), nn.Linear(4, 3)
+
+
+SGD_SETTINGS = {"lr": 0.5, "momentum": 0.9}
+
+
+def pulled(alpha: float, beta: float, kind: type[Optimizer] = SGD, **settings) -> tuple[Two, Optimizer, TowardsStart]:
+    net = Two()
+    optimizer = kind(net.parameters(), weight_decay=0.3, **settings)
+    towards = TowardsStart(L2SP(alpha=alpha, beta=beta), net, optimizer)
+    towards.begin({"new.weight", "new.bias"})
+    return net, optimizer, towards
+
+
+def descend(net: Two, optimizer: Optimizer, steps: int, size: float = 1.0) -> None:
+    """Updates with gradients that do not depend on the weights."""
+    draws = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        for parameter in net.parameters():
+            parameter.grad = size * torch.randn(parameter.shape, generator=draws)
+        optimizer.step()
+
+
+class TestTowardsStart:
+    def test_the_gradient_is_alpha_times_the_way_from_the_start(self):
+        net, optimizer, towards = pulled(0.25, 0.125, lr=1.0)
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter += 0.5
+        before = {name: p.detach().clone() for name, p in net.named_parameters()}
+        descend(net, optimizer, 1, size=0.0)
+        for name, parameter in net.named_parameters():
+            gradient = 0.25 * (before[name] - towards.start[name]) if "old" in name else 0.125 * before[name]
+            assert torch.equal(parameter, before[name] - gradient), name
+
+    @pytest.mark.parametrize("kind", [SGD, AdamW])
+    def test_at_the_start_nothing_pulls(self, kind):
+        net, optimizer, towards = pulled(10.0, 0.0, kind, lr=0.1)
+        descend(net, optimizer, 3, size=0.0)
+        assert all(torch.equal(p, towards.start[name]) for name, p in net.named_parameters() if "old" in name)
+
+    @pytest.mark.parametrize("kind", [SGD, AdamW])
+    def test_a_strong_pull_keeps_the_start(self, kind):
+        """lr alpha = 1: what the gradients before did is undone in each update."""
+        net, optimizer, towards = pulled(1e4, 0.0, kind, lr=1e-4)
+        descend(net, optimizer, 50)
+        for name, parameter in net.named_parameters():
+            if "old" in name:
+                torch.testing.assert_close(parameter.data, towards.start[name], rtol=0, atol=1e-3)
+
+    def test_without_alpha_it_is_decay_of_the_new_alone(self):
+        net, optimizer, _ = pulled(0.0, 0.3, **SGD_SETTINGS)
+        plain = Two()
+        groups = [{"params": plain.old.parameters(), "weight_decay": 0.0}, {"params": plain.new.parameters()}]
+        descend(net, optimizer, 5)
+        descend(plain, SGD(groups, weight_decay=0.3, **SGD_SETTINGS), 5)
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), plain.parameters()))
+
+    def test_towards_zero_it_is_weight_decay(self):
+        net, optimizer, towards = pulled(0.3, 0.3, **SGD_SETTINGS)
+        towards.start = {name: torch.zeros_like(value) for name, value in towards.start.items()}
+        plain = Two()
+        descend(net, optimizer, 5)
+        descend(plain, SGD(plain.parameters(), weight_decay=0.3, **SGD_SETTINGS), 5)
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), plain.parameters()))
+
+    def test_towards_zero_it_is_adamws_weight_decay(self):
+        net, optimizer, towards = pulled(0.3, 0.3, AdamW, lr=0.1)
+        towards.start = {name: torch.zeros_like(value) for name, value in towards.start.items()}
+        plain = Two()
+        descend(net, optimizer, 5)
+        descend(plain, AdamW(plain.parameters(), weight_decay=0.3, lr=0.1), 5)
+        for a, b in zip(net.parameters(), plain.parameters()):
+            torch.testing.assert_close(a, b)
+
+    @pytest.mark.parametrize("kind", [SGD, AdamW])
+    def test_what_has_no_gradient_stays(self, kind):
+        net, optimizer, _ = pulled(0.5, 0.5, kind, lr=0.1)
+        with torch.no_grad():
+            net.old.weight += 1
+        before = net.old.weight.detach().clone()
+        net.new.bias.grad = torch.ones(3)
+        optimizer.step()
+        assert torch.equal(net.old.weight, before)
+
+    def test_what_is_frozen_and_batch_statistics_are_not_kept(self):
+        net = segmenter(frozen_stages=1)
+        optimizer = SegmenterSGD().build(net)
+        towards = TowardsStart(L2SP(), net, optimizer)
+        towards.begin({"cls.4.weight"})
+        trained = {name for name, p in net.named_parameters() if p.requires_grad}
+        assert towards.start.keys() == trained - {"cls.4.weight"}
+        assert "backbone.conv1.weight" not in towards.start
+        assert all(group["weight_decay"] == 0 for group in optimizer.param_groups)
+
+    def test_another_memory_format_pulls_as_strongly(self):
+        net = nn.Conv2d(3, 4, 3)
+        towards = TowardsStart(L2SP(alpha=1.0), net, optimizer := SGD(net.parameters(), lr=1.0))
+        towards.begin(())
+        kept = {name: value.clone() for name, value in towards.start.items()}
+        net.to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            net.weight.mul_(2)
+        net.weight.grad = torch.zeros_like(net.weight)
+        optimizer.step()
+        torch.testing.assert_close(net.weight.data, kept["weight"])
+        assert torch.equal(towards.start["weight"], kept["weight"])
 
 
 @pytest.mark.parametrize("name", [m for m in base.methods() if issubclass(base.find(m).Config, SegmenterSGD)])
