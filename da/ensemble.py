@@ -32,6 +32,7 @@ class Ensemble:
     headline: ClassVar[Mapping[str, str]] = {}
     iteration: int = 0
     source_weight: Tensor | float = 1.0
+    target_weight: Tensor | float = 1.0
 
     def __init__(self, members: Sequence[base.Trainer], average: Average) -> None:
         self.members, self.average = members, average
@@ -64,6 +65,8 @@ class Ensemble:
 
     def source_weights(self, batches: list[Any]) -> list[Tensor]:
         raise TypeError("an ensemble is not trained; train its members")
+
+    target_weights = source_weights
 
 
 def restore_all(

@@ -195,6 +195,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
             config.seed,
             start,
             use_target=trainer.uses_target,
+            pseudo_labels=trainer.learns_from_pseudo_labels,
             rank=dist.rank(),
             world=dist.world(),
             accumulate=config.run.accumulate,
@@ -230,6 +231,10 @@ def _inputs(config: base.Experiment, finished: bool) -> dict[str, str]:
     for number, source in enumerate(config.data.source if "data.source" in found else ()):
         stamp = {} if source.root == "miniature" else folders.read_stamp(resolve_root(source))
         key = "data.source.root" if len(config.data.source) == 1 else f"data.source.{number}.root"
+        found |= {key: stamp["weights"]} if "weights" in stamp else {}
+    for number, target in enumerate((config.data.target or ()) if "data.target" in found else ()):
+        stamp = {} if target.root == "miniature" else folders.read_stamp(resolve_root(target), folders.PSEUDO_STAMP)
+        key = "data.target.root" if len(config.data.target or ()) == 1 else f"data.target.{number}.root"
         found |= {key: stamp["weights"]} if "weights" in stamp else {}
     return found
 

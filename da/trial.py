@@ -59,7 +59,9 @@ def _trial(config: base.Experiment, formats: list[bool]) -> Callable[[dict[str, 
         return (torch.arange(math.prod(shape)) * 37 % 251).to(torch.uint8).view(shape)
 
     src, target = images(config.data.source[0]), config.data.target
-    batch = Batch(src, torch.zeros_like(src[:, 0]), images(target[0]) if target else None, [], [])
+    tgt = images(target[0]) if target else None
+    pseudo = None if tgt is None else torch.zeros_like(tgt[:, 0])  # of which only self-training takes notice
+    batch = Batch(src, torch.zeros_like(src[:, 0]), tgt, [], [], pseudo)
 
     def update(choice: dict[str, Any]) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=choice["precision"] == "bf16", cache_enabled=False):

@@ -87,6 +87,7 @@ class Batch(NamedTuple):
     tgt_image: torch.Tensor | None  # (B, 3, H', W') uint8 RGB; None where the method uses no target
     src_names: list[str]
     tgt_names: list[str]
+    tgt_label: torch.Tensor | None = None  # (B, H', W') uint8 trainIds: pseudo labels, where one learns from them
 
     @property
     def names(self) -> list[str]:
@@ -95,8 +96,7 @@ class Batch(NamedTuple):
 
     def first(self) -> "Batch":
         """The first image of each domain alone."""
-        image, label, target, src_names, tgt_names = self
-        return Batch(image[:1], label[:1], None if target is None else target[:1], src_names[:1], tgt_names[:1])
+        return Batch._make(None if part is None else part[:1] for part in self)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on `device`; does not wait for the copy."""
@@ -104,6 +104,7 @@ class Batch(NamedTuple):
             src_image=self.src_image.to(device, non_blocking=True),
             src_label=self.src_label.to(device, non_blocking=True),
             tgt_image=None if self.tgt_image is None else self.tgt_image.to(device, non_blocking=True),
+            tgt_label=None if self.tgt_label is None else self.tgt_label.to(device, non_blocking=True),
         )
 
 
@@ -282,6 +283,9 @@ def _collate(items: list[list[_Item] | UserError]) -> Batch | UserError:
             tgt_image=_stack([i.image for i in tgt[0]], tgt[0]) if tgt else None,
             src_names=[i.name for i in src],
             tgt_names=[i.name for i in tgt[0]] if tgt else [],
+            tgt_label=_stack([i.label for i in tgt[0] if i.label is not None], tgt[0])
+            if tgt and tgt[0][0].label is not None
+            else None,
         )
     except UserError as error:
         return error
@@ -440,6 +444,7 @@ def train_batches(
     start_step: int,
     *,
     use_target: bool,
+    pseudo_labels: bool = False,
     rank: int = 0,
     world: int = 1,
     accumulate: int = 1,
@@ -448,7 +453,7 @@ def train_batches(
 
     A batch holds `batch_size / (world * accumulate)` images per domain. The concatenation over
     micro-batches and ranks is the global batch, whatever the split. Without `use_target` the target root is
-    not touched; target labels are never listed or opened.
+    not touched; target labels are never listed or opened, except, with `pseudo_labels`, those that `da label` wrote.
 
     Raises:
         UserError: a root, split or label is missing, or `batch_size` cannot be shared out. While iterating:
@@ -459,10 +464,28 @@ def train_batches(
     if use_target:
         if config.target is None:
             raise UserError("data.target: required, the method adapts to a target domain")
-        streams.append(_Stream(config.target, config.classes, "target", seed, with_labels=False))
+        for entry in config.target if pseudo_labels else ():
+            require_pseudo_labels(entry, config.classes)
+        streams.append(_Stream(config.target, config.classes, "target", seed, with_labels=pseudo_labels))
     batches = GlobalBatches(config.batch_size, start_step, rank, world, accumulate)
     loaded: Loaded[Batch] = Loaded(_TrainingData(streams), config.workers, batch_sampler=batches, collate_fn=_collate)
     return iter(loaded)
+
+
+def require_pseudo_labels(config: DomainConfig, classes: LabelSpace) -> None:
+    """
+    Raises:
+        UserError: the labels of this root are not said to be a segmenter's, or are in other classes.
+    """
+    root = resolve_root(config)
+    stamp = folders.read_stamp(root, folders.PSEUDO_STAMP)
+    if not stamp:
+        raise UserError(
+            f"data.target: {root} holds no {folders.PSEUDO_STAMP}, and the labels of a target are never learned from; "
+            "python -m da label RUN OUT writes pseudo labels: data.target.dataset=folders data.target.root=OUT"
+        )
+    if differs := classes.difference(label_space(stamp["classes"])):
+        raise UserError(f"data.target: the pseudo labels of {root} are in other classes ({differs}); label anew")
 
 
 def check_batch_size(config: DataConfig, world: int, accumulate: int) -> None:

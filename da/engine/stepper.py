@@ -47,10 +47,13 @@ class Trains(Protocol):
     memory: dict[str, Remembers]
     iteration: int
     source_weight: Tensor | float
+    target_weight: Tensor | float
     classes: LabelSpace
     headline: ClassVar[Mapping[str, str]]
 
     def source_weights(self, batches: list[Any]) -> list[Tensor]: ...
+
+    def target_weights(self, batches: list[Any]) -> list[Tensor] | list[float]: ...
 
     def step(self, batch: Any, backward: Backward) -> dict[str, Tensor]: ...
 
@@ -264,9 +267,10 @@ class Stepper:
 
         totals: dict[str, Tensor] = {}
         micro = [self._fetch(batch) for batch in batches]
-        for number, (batch, weight) in enumerate(zip(micro, self.trainer.source_weights(micro))):
+        sources, targets = self.trainer.source_weights(micro), self.trainer.target_weights(micro)
+        for number, batch in enumerate(micro):
             seed_everything(self.seed, "update", step, number * dist.world() + dist.rank())
-            self.trainer.source_weight = weight
+            self.trainer.source_weight, self.trainer.target_weight = sources[number], targets[number]
             with self.autocast():
                 scalars = self.trainer.step(batch, backward)
             for tag, value in scalars.items():

@@ -82,8 +82,10 @@ class Trainer(ABC):
     class_shares: Tensor | None = None  # each class's share of the source's labelled pixels, (classes,), where needed
     class_weights: Tensor | None = None  # (classes,), of `loss.class_weights`; the run makes those that are counted
     weights_report: dict[str, Any] | None = None  # what filled the backbone before it was trained (`LoadReport`)
+    learns_from_pseudo_labels: bool = False  # True: batches have `tgt_label`, which `da label` wrote
     iteration: int = 0  # number of the current update, from 0; the engine sets it
     source_weight: Tensor | float = 1.0  # of the micro-batch's source loss, see `source_weights`; the engine sets it
+    target_weight: Tensor | float = 1.0  # the same of a loss over pseudo labels
 
     def __init__(self, config: Experiment) -> None:
         self.config = config
@@ -120,9 +122,14 @@ class Trainer(ABC):
         and processes is the mean over all labelled pixels of the global batch: its pixels over their mean number. With
         class weights a pixel counts by the weight of its class."""
         weight = self._class_weights_at(batches[0].src_label)
-        counts = torch.stack([pixel_weights(batch.src_label, weight).sum() for batch in batches]).float()
-        mean = dist.mean_over_ranks(counts.mean())
-        return list(counts / torch.where(mean > 0, mean, 1.0))
+        return _over_their_mean([pixel_weights(batch.src_label, weight).sum() for batch in batches])
+
+    def target_weights(self, batches: list[Batch]) -> list[Tensor] | list[float]:
+        """The same for a mean over the pixels that have a pseudo label; 1 where nothing has."""
+        labels = [batch.tgt_label for batch in batches if batch.tgt_label is not None]
+        if not labels:
+            return [1.0] * len(batches)
+        return _over_their_mean([pixel_weights(label, None).sum() for label in labels])
 
     def segmentation_loss(self, scores: Scores, label: Tensor, lambda_aux: float) -> tuple[Tensor, dict[str, Tensor]]:
         """CE(main, y) + lambda_aux CE(aux, y), the second only where there is an auxiliary head (PSPNet, sec. 3.3).
@@ -179,6 +186,13 @@ class Trainer(ABC):
     def view(self, image: Tensor) -> Tensor:
         """uint8 RGB (B, 3, H, W) -> float RGB in [0, 1] with the configured colour jitter and blur."""
         return photometric(image.float() / 255, self.config.data.jitter, self.config.data.blur)
+
+
+def _over_their_mean(counts: list[Tensor]) -> list[Tensor]:
+    """0-d numbers of pixels over their mean in all micro-batches of all processes."""
+    of_each = torch.stack(counts).float()
+    mean = dist.mean_over_ranks(of_each.mean())
+    return list(of_each / torch.where(mean > 0, mean, 1.0))
 
 
 def freeze(modules: list[nn.Module], frozen: bool) -> None:

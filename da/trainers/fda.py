@@ -14,6 +14,9 @@ its amplitude and phase; M the window of low frequencies, of half width b = floo
 f minimises L_seg + lambda_ent L_ent; the penalty rho spares pixels that are sure already. L_ent is taken at the output
 stride, from update `ent_start` on.
 
+In the second stage, self-training (section 3.3), the target has pseudo labels y_t, which `da label` made of the mean of
+the first stage's models, and f minimises lambda_pseudo CE(f(x_t), y_t) besides.
+
 Differs from the authors' code: the segmenter is PSPNet; every parameter stands in its optimiser once (see
 `backbone_lr_mult`). Their window leaves out the frequencies +b, so that the picture it gives is not quite real, and its
 imaginary part is dropped: `window: released`. Ours is symmetric. A target crop of another size is resized to the
@@ -28,7 +31,7 @@ from torch import Tensor
 
 from da.data.loaders import Batch
 from da.engine.stepper import Backward
-from da.losses import FourierWindow, fourier_swap, robust_entropy
+from da.losses import FourierWindow, fourier_swap, robust_entropy, upsampled_cross_entropy
 from da.nets.optimizers import SegmenterSGD
 from da.nets.pspnet import PSPNet
 from da.trainers import base
@@ -41,6 +44,7 @@ class Config(SegmenterSGD):
     lambda_ent: NonNegativeFloat = 0.005
     eta: PositiveFloat = 2.0
     ent_start: NonNegativeInt = 0  # update at which L_ent sets in
+    lambda_pseudo: NonNegativeFloat = 0.0  # weight of the loss on pseudo labels; 0 = the first stage
 
 
 class Trainer(base.Trainer):
@@ -50,6 +54,7 @@ class Trainer(base.Trainer):
         super().__init__(config)
         self.method: Config = config.method
         base.check_aux(config, "lambda_aux")
+        self.learns_from_pseudo_labels = self.method.lambda_pseudo > 0
         self.segmenter = PSPNet(config.model, len(self.classes))
         self.modules = {"segmenter": self.segmenter}
         self.optimizers = {"segmenter": self.method.build(self.segmenter)}
@@ -64,9 +69,15 @@ class Trainer(base.Trainer):
         loss_seg, scalars = self.segmentation_loss(scores_s, y_s, m.lambda_aux)  # L_seg
         backward(loss_seg)
 
-        p = self.segmenter.scores(x_t, "target").main.softmax(1)  # (B, classes, h, w), float32
-        scalars["loss/ent"] = robust_entropy(p, m.eta)  # L_ent
-        backward(m.lambda_ent * float(self.iteration >= m.ent_start) * scalars["loss/ent"])
+        scores_t = self.segmenter.scores(x_t, "target").main
+        scalars["loss/ent"] = robust_entropy(scores_t.float().softmax(1), m.eta)  # L_ent
+        loss = m.lambda_ent * float(self.iteration >= m.ent_start) * scalars["loss/ent"]
+        if self.learns_from_pseudo_labels:
+            assert batch.tgt_label is not None
+            pseudo = upsampled_cross_entropy(scores_t, batch.tgt_label, self.segmenter.config.align_corners)
+            scalars["loss/pseudo"] = self.target_weight * pseudo  # CE(f(x_t), y_t)
+            loss = loss + m.lambda_pseudo * scalars["loss/pseudo"]
+        backward(loss)
         return scalars
 
     def swap(self, x_s: Tensor, x_t: Tensor) -> Tensor:
