@@ -20,7 +20,7 @@ AVERAGES = ("logits", "probabilities")  # of an ensemble
 EPILOG = """\
 examples
   python -m da train experiments/mini/adaptsegnet_multi.yaml
-  python -m da train experiments/mini/source_only.yaml seed=1 run.steps=100 name=short
+  python -m da train experiments/mini/source_only.yaml seed=1 run.steps=100 name=source_100
   python -m da evaluate runs/mini/source_only-seed0 runs/mini/adaptsegnet_multi-seed0 --figure compare.png
   python -m da translate runs/mini/cycada_pixel-seed0 translated
   python -m da report --table mini -o report
@@ -184,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
     _add_checkpoint_option(export)
     export.set_defaults(call=_export)
 
-    data = commands.add_parser("data", help="check or cache a data set, or render the miniature")
+    data = commands.add_parser("data", help="check, describe or cache a data set, or render the miniature")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = actions.add_parser(
         "check",
@@ -197,6 +197,7 @@ def parser() -> argparse.ArgumentParser:
         "--split", nargs="+", default=[], metavar="NAME", help="splits or list files (default: what training reads)"
     )
     check.add_argument("--figure", type=Path, help="also draw the first images with their labels to this PNG")
+    check.add_argument("--images-only", action="store_true", help="leave labels unread, as for a target domain")
     check.set_defaults(call=_check)
     describe = actions.add_parser(
         "describe",
@@ -534,13 +535,14 @@ def _check(options: argparse.Namespace) -> int:
     if options.figure and options.figure.suffix != ".png":
         raise UserError(f"--figure {options.figure}: give a file name that ends in .png")
     classes = label_space(options.classes or DEFAULT)
-    report = check_root(options.root, options.dataset, classes, options.split)
+    report = check_root(options.root, options.dataset, classes, options.split, not options.images_only)
     say(report.text())
-    if options.figure:
+    if options.figure and report.by_split:
         from da.pictures import draw_data_set
 
-        draw_data_set(options.root, options.dataset, classes, list(report.by_split), options.figure)
-        say(f"first images and labels: {options.figure}")
+        splits = list(report.by_split)
+        draw_data_set(options.root, options.dataset, classes, splits, options.figure, not options.images_only)
+        say(f"first images: {options.figure}")
     return 2 if report.fatal else 0
 
 

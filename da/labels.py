@@ -225,7 +225,10 @@ class LabelSpace:
         """
         if name not in self._schemes:
             known = ", ".join(self._schemes)
-            raise UserError(f"{self.where}: no column or scheme {name!r} for these label files; known: {known}")
+            raise UserError(
+                f"{self.where}: no column or scheme {name!r} for these label files; known: {known}; name a data set of "
+                "these classes, or the class list of that data set (data.classes)"
+            )
         return self._schemes[name]
 
     def spelled_out(self, stored: Mapping[str, Any], where: str) -> Scheme:

@@ -54,17 +54,21 @@ def _example_rows(stepper: Stepper, batch: Batch) -> list[list[np.ndarray]]:
     return rows
 
 
-def draw_data_set(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[str], figure: Path) -> None:
-    """Draw the first images of each split beside their labels, and the classes' colours below."""
+def draw_data_set(
+    root: Path, dataset: str, classes: LabelSpace, splits: Sequence[str], figure: Path, with_labels: bool = True
+) -> None:
+    """Draw the first images of each split beside their labels, where they have some, and the classes' colours below."""
     of = folders.find(dataset)
     rows = []
     for split in splits:
-        for sample in of.scan(root, split, True)[:4]:
+        for sample in of.scan(root, split, with_labels)[:4]:
             row: list[np.ndarray] = []
             with contextlib.suppress(UserError):  # what `data check` has named
                 row.extend(_image_and_label(of, sample, classes))
             rows.append([*row, *[np.zeros((3, 4, 3), np.uint8)] * (2 - len(row))])
-    if rows:
+    if rows and not with_labels:
+        visualize.save(figure, visualize.grid([row[:1] for row in rows], ("image",), classes))
+    elif rows:
         picture = visualize.grid(rows, ("image", "label"), classes)
         visualize.save(figure, np.concatenate([picture, visualize.legend(classes, picture.shape[1])]))
 
@@ -82,7 +86,7 @@ def draw_miniature(root: Path, figure: Path) -> None:
 
 
 def _image_and_label(of: folders.DataSet, sample: folders.Sample, classes: LabelSpace) -> Iterator[np.ndarray]:
-    """A sample's photograph, then its label in the colours of `classes`, each (H, W, 3) uint8."""
+    """A sample's photograph, then its label, if it has one, in the colours of `classes`, each (H, W, 3) uint8."""
     yield folders.read_image(sample.image)
-    assert sample.label
-    yield visualize.colorize(of.read_label(sample.label, classes), classes)
+    if sample.label:
+        yield visualize.colorize(of.read_label(sample.label, classes), classes)

@@ -59,6 +59,12 @@ def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> base.Exp
     tree.values = {"experiment": first.parent.name, "name": first.stem, **tree.values}
     config = check_config(tree)
     require_data(config.data)
+    adapts_to = config.data.target or () if base.find(config.trainer).Trainer.uses_target else ()
+    if config.data.val.root != "miniature" and any(entry.root == "miniature" for entry in adapts_to):
+        raise UserError(
+            "data.target: is the miniature, and data.val is not; name your own target images: data.target.dataset=... "
+            "data.target.root=..."
+        )
     return config
 
 
@@ -128,8 +134,10 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     began = time.time()
     trainer = base.build(config)
     report = trainer.weights_report = trainer.segmenter.load_report.as_dict()
-    say(trainer.segmenter.load_report.text() if trainer.segmenter_is_trained else f"{where}: {UNTRAINED}")
+    if not trainer.segmenter_is_trained:
+        say(f"{where}: {UNTRAINED}")
     if not checkpoint.find_last(where / "checkpoints"):
+        say(trainer.segmenter.load_report.text())
         trainer.started(_initialise(trainer, config.init) if config.init else trainer.segmenter.random_tensors())
     stepper = make_stepper(trainer, config, device)
     if config.run.compile:
@@ -187,6 +195,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         config.data.classes.groups,
     )
     say(f"run {where} on {device}: {config.run.steps} steps, {dist.world()} process(es), {config.run.precision}")
+    say(f"data: {_streams(config)}")
     if restarts := max(dist.gather(dist.restarts())):  # only the machine whose process died counts it
         say(f"a process died; torchrun started all of them again, time {restarts}")
     loop.fit(
@@ -205,6 +214,18 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         note = {} if trainer.segmenter_is_trained else {"note": UNTRAINED}
         _finish(where, config, loop.best, time.time() - began, {"weights_report": report, **note})
     dist.barrier()
+
+
+def _streams(config: base.Experiment) -> str:
+    """What is learned from and scored on, in words."""
+
+    def shown(entries: Iterable[FolderConfig]) -> str:
+        return " + ".join(f"{'miniature ' * (e.root == 'miniature')}{e.dataset} {e.split}" for e in entries)
+
+    parts = [f"source {shown(config.data.source)}"]
+    if base.find(config.trainer).Trainer.uses_target and config.data.target:
+        parts.append(f"target {shown(config.data.target)}")
+    return ", ".join([*parts, f"validation {shown([config.data.val])}", f"classes {config.data.classes.name}"])
 
 
 def _inputs(config: base.Experiment, finished: bool) -> dict[str, str]:
@@ -375,7 +396,10 @@ def _tell(where: Path, config: base.Experiment, summary: dict[str, Any]) -> None
         say(f"{summary['run']}: {summary['note']}")
     else:
         say(table([summary]))
-        say(f"best on validation: {best['val/mIoU']:.2f} at step {best['step']} (chosen with target labels)")
+        if best["step"] != summary["step"]:
+            say(
+                f"best on validation: {best['val/mIoU']:.2f} at step {best['step']} (chosen with its labels)"
+            )
         if before and before.fits(summary):
             say(before.text(config.name, config.seed, summary["scores"]["mIoU"]))
     say(f"pictures and curves: tensorboard --logdir {where.parent} (runs side by side: tab Custom Scalars)")

@@ -15,9 +15,16 @@ for here in "$(dirname "$0")" launch; do
 done
 source "$here/lib.sh"
 
-pair=${1:?name a pair: mini, day2dusk or drawn2real}
+pair=${1:-}
+if [ -z "$pair" ] || [ ! -d "experiments/$pair" ]; then
+  echo "error: name a pair: mini, day2dusk or drawn2real; got '$pair'" >&2
+  exit 2
+fi
 shift
-[ -d "experiments/$pair" ] || { echo "error: no experiments/$pair; pairs: mini, day2dusk, drawn2real" >&2; exit 2; }
+if [ "$pair" != mini ] && [ ! -d "${PHOTOGRAPHS_ROOT:-}" ]; then
+  echo "error: PHOTOGRAPHS_ROOT=${PHOTOGRAPHS_ROOT:-}: no such folder; experiments/base/$pair.yaml says what it holds" >&2
+  exit 2
+fi
 SEEDS=${SEEDS:-0 1 2}
 JOBS=${JOBS:-$(nproc)}
 first="source_only"

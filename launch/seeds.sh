@@ -16,7 +16,8 @@ done
 [ -e "$here/lib.sh" ] || { echo "error: no launch/lib.sh in $PWD; submit from the project folder" >&2; exit 2; }
 source "$here/lib.sh"
 
-file=${1:?name an experiment file and seeds}
+[ $# -gt 0 ] || { echo "error: name an experiment file and seeds, such as $0 experiments/mini/oracle.yaml 0 1 2" >&2; exit 2; }
+file=$1
 shift
 seeds=() settings=()
 for word in "$@"; do

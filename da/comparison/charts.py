@@ -114,7 +114,7 @@ def _svg(height: int, parts: Sequence[str], title: str) -> str:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Round values from about `low` to about `high`."""
-    rough = max(high - low, 1e-9) / 4
+    rough = max(high - low or abs(high), 1e-9) / 4
     unit = 10.0 ** np.floor(np.log10(rough))
     step = float(unit * next(m for m in (1, 2, 2.5, 5, 10) if m * unit >= rough))
     first, last = int(np.floor(low / step + 1e-6)), int(np.ceil(high / step - 1e-6))

@@ -141,6 +141,12 @@ class Row:
         return "; ".join(dict.fromkeys(f"PSPNet-{run.backbone}, {run.weights}" for run in self.runs))
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What a reader asks first of a run: its method, updates and precision."""
+        run = self.runs[0].config["run"]
+        return {"method": self.runs[0].config["trainer"], "updates": run["steps"], "precision": run.get("precision")}
+
+    @property
     def is_scored(self) -> bool:
         return bool(self.scores or self.best)
 
@@ -409,7 +415,8 @@ def _group(runs: Sequence[Run]) -> dict[_Key, list[Member]]:
 def _data(key: _Key, others: Iterable[_Key]) -> str:
     """The validation images in words; with their hash where another block differs in nothing else."""
     images = json.loads(key.images)
-    text = f"{key.dataset} {key.split}, {describe_images(images)}"
+    dataset = "miniature" if images.get("hash") == read_references()["mini"].images else key.dataset
+    text = f"{dataset} {key.split}, {describe_images(images)}"
     alike = [
         o for o in others if o[:-1] == key[:-1] and describe_images(json.loads(o.images)) == describe_images(images)
     ]

@@ -89,8 +89,14 @@ def _lead(blocks: Sequence[Block]) -> str:
     if not methods or not block.row(BASELINE):
         return ""
     top = max(methods, key=lambda row: row.mean("mIoU") or 0)
-    gain = f"{block.gain(top):+.1f} points over source only"
-    text = f"Highest mean: {top.name}, {mean_std(top.values('mIoU'))} mIoU, {gain}"
+    gain, figure = block.gain(top) or 0.0, mean_std(top.values("mIoU"))
+    if gain > 0:
+        text = f"Highest mean: {top.name}, {figure} mIoU, {gain:.1f} points above source only"
+    else:
+        baseline = block.row(BASELINE)
+        assert baseline
+        own = mean_std(baseline.values("mIoU"))
+        text = f"No method is above source only, {own} mIoU; the nearest is {top.name}, {figure}"
     oracle = block.row(ORACLE)
     text += f"; trained on target labels: {mean_std(oracle.values('mIoU'))}." if oracle else "."
     return f'<p class="lead">{escape(text)}</p>'
@@ -273,7 +279,7 @@ def _confusion(block: Block) -> str:
     without = [row.title for row in block.rows if row.scores and row.confusion is None]
     hint = "Rows are labels, columns predictions; each row is divided by its sum. Green: right; red: wrong."
     if without:
-        hint += f" Not evaluated yet, so without a matrix (python -m da evaluate RUN): {', '.join(without)}."
+        hint += f" Without a matrix until `python -m da evaluate RUN` writes one: {', '.join(without)}."
     return _section("Confusion", f'<div class="panels">{"".join(panels)}</div>', hint) if rows or without else ""
 
 

@@ -151,8 +151,19 @@ def notes(blocks: Sequence[Block]) -> list[str]:
     return list(dict.fromkeys([*found, *_comparability(blocks)]))
 
 
-def block_notes(block: Block) -> list[str]:
+def _differing(block: Block) -> list[str]:
+    """What rows of one table should share and do not: the number of updates, the precision."""
     found = []
+    for key in ("updates", "precision"):
+        rows = [(row.title, str(row.settings[key])) for row in block.rows if row.is_scored and row.settings[key]]
+        if len({value for _, value in rows}) > 1:
+            names = {value: ", ".join(name for name, own in rows if own == value) for _, value in rows}
+            found.append(f"Rows differ in {key}: {'; '.join(f'{value}: {of}' for value, of in names.items())}.")
+    return found
+
+
+def block_notes(block: Block) -> list[str]:
+    found = _differing(block)
     if any(row.is_scored for row in block.rows):
         found.append("mIoU of the last checkpoint, in percent, mean ± sample standard deviation over the seeds named.")
         found.append("* The checkpoint with the highest validation score: it was chosen with target labels.")

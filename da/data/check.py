@@ -85,7 +85,9 @@ class _Findings(NamedTuple):
     digest: str  # of the image file
 
 
-def check_root(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[str] = ()) -> Report:
+def check_root(
+    root: Path, dataset: str, classes: LabelSpace, splits: Sequence[str] = (), with_labels: bool = True
+) -> Report:
     """Decode all images and labels of `splits`, or of every split that training and scoring read.
 
     Missing, unreadable and strange files are all collected. Labels that adaptation never reads (Cityscapes train) only
@@ -97,6 +99,7 @@ def check_root(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[s
         root: the data root.
         dataset: a name that `folders.find` knows.
         splits: splits or list files; empty takes the data set's `checked`.
+        with_labels: False looks at the images alone, as of a target that has no labels.
 
     Raises:
         UserError: no such data set, or its labels cannot hold the classes.
@@ -107,11 +110,11 @@ def check_root(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[s
     own_problems = report.fatal if found_set.own else report.warnings
     values: dict[Path, frozenset[int]] = {}  # of each label
     seen: dict[str, dict[str, Path]] = defaultdict(dict)  # digest -> split -> image
-    for split, samples in _scans(report, found_set, splits).items():
+    for split, samples in _scans(report, found_set, splits, with_labels).items():
         label_problems = report.fatal if found_set.checked.get(split, True) else report.warnings
         missing = folders.missing_labels(samples)
         label_problems += [_missing(s) for s in missing]
-        if not splits and found_set.everything is None:
+        if with_labels and not splits and found_set.everything is None:
             own_problems += _orphans(samples)
         lost = {s.name for s in missing}
         samples = [s._replace(label=None) if s.name in lost else s for s in samples]
@@ -139,7 +142,7 @@ def check_root(root: Path, dataset: str, classes: LabelSpace, splits: Sequence[s
             label_problems.append(f"{split}: no pixel of any label belongs to a class of {classes.name}; label some")
         if found_set.own:
             report.fatal += _absent(split, pixels, classes)
-    if not splits and found_set.everything:
+    if with_labels and not splits and found_set.everything:
         every = found_set.everything(root)
         lines = [*_orphans(every), *(_missing(s) for s in folders.missing_labels(every))]
         own_problems += [line for line in lines if line not in report.fatal]
@@ -181,12 +184,12 @@ def _twice(seen: dict[str, dict[str, Path]]) -> list[str]:
     return lines
 
 
-def _scans(report: Report, dataset: DataSet, splits: Sequence[str]) -> dict[str, list[Sample]]:
+def _scans(report: Report, dataset: DataSet, splits: Sequence[str], with_labels: bool) -> dict[str, list[Sample]]:
     """The samples of each split that is there."""
     found, problems = {}, []
     for split in splits or dataset.checked:
         try:
-            found[split] = dataset.scan(report.root, split, True)
+            found[split] = dataset.scan(report.root, split, with_labels)
         except UserError as error:
             problems.append(str(error))
     if dataset.splits_may_lack and not splits and found:

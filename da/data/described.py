@@ -150,7 +150,10 @@ def _scan(of: Description, path: Path, tree: str, root: Path, split: str, with_l
     chosen = of.splits.get(split, Split())
     images, labels = chosen.images or of.images, chosen.labels or of.labels
     if with_labels and labels is None:
-        raise UserError(f"{path}: split {split} has no labels; name another split, or add `labels:`")
+        raise UserError(
+            f"{path}: split {split} has no labels; name another split, or add `labels:` (a target needs none: "
+            "data check --images-only)"
+        )
     names = chosen.list if split in of.splits else split
     if chosen.list and not folders.list_file(root, chosen.list) and (beside := path.parent / chosen.list).is_file():
         names = str(beside)

@@ -19,6 +19,7 @@ class Reference(Section):
     commit: str
     machine: str
     images: str
+    steps: int
     rows: dict[str, tuple[float, ...]]
 
     def fits(self, result: dict[str, Any]) -> bool:
@@ -28,12 +29,12 @@ class Reference(Section):
         return measured == own and (result.get("images") or {}).get("hash") == self.images
 
     def origin(self) -> str:
-        return f"{self.date}, seeds 0, 1, 2 as far as there are figures, {self.machine}, commit {self.commit}"
+        return f"measured {self.date}, seeds 0, 1, 2, {self.machine}, commit {self.commit}"
 
     def text(self, name: str, seed: int, mIoU: float) -> str:
         """The rows for a terminal, with this run's figure in its experiment's row."""
         width = max(map(len, self.rows))
-        lines = [f"for comparison, mIoU as measured before ({self.origin()}):"]
+        lines = [f"for comparison, mIoU of the shipped recipes, {self.steps} updates ({self.origin()}):"]
         for row, values in self.rows.items():
             here = f"   this run: {mIoU:.1f} (seed {seed})" if row == name else ""
             lines.append(f"  {row:<{width}}  {mean_std(values):<10}{here}".rstrip())

@@ -283,3 +283,15 @@ def test_what_many_files_have_alike_is_one_line(root):
     text = check(root).text()
     assert text.count("7 are not stored values") == 1
     assert "(and 7 more files)" in text
+
+
+def test_a_target_without_labels_is_checked_by_its_images(tmp_path, capsys):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "target.yaml").write_text(f"root: {tmp_path}\nimages: '{{name}}.png'\n")
+    words = ["data", "check", str(tmp_path), "--as", str(tmp_path / "target.yaml")]
+    assert main(words) == 2
+    assert "a target needs none: data check --images-only" in capsys.readouterr().out
+    figure = tmp_path / "out/figure.png"
+    assert main([*words, "--images-only", "--figure", str(figure)]) == 0
+    assert "1 images" in capsys.readouterr().out
+    assert figure.exists()

@@ -41,6 +41,7 @@ def test_the_run_stands_in_its_experiments_row():
 
 
 def test_a_mistake_names_the_key(tmp_path: Path):
-    (tmp_path / "measured.yaml").write_text("mini: {date: 2026-11-22, commit: a, machine: b, images: c, rows: {x: d}}")
+    row = "{date: 2026-11-22, commit: a, machine: b, images: c, steps: 1, rows: {x: d}}"
+    (tmp_path / "measured.yaml").write_text(f"mini: {row}")
     with pytest.raises(UserError, match=r"mini: rows\.x"):
         read_references(tmp_path / "measured.yaml")
