@@ -316,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         top.error("an argument is empty; is a variable of the shell not set?")
     options, rest = top.parse_known_args(given)
     if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(options, "words")):
-        top.error(f"not understood: {' '.join(rest)}")
+        top.error(f"not understood: {' '.join(rest)}; settings are of the form key=value")
     options.words = [*getattr(options, "words", ()), *rest]  # overrides may also follow an option
     try:
         code: int = options.call(options)

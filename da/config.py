@@ -234,7 +234,10 @@ def _add_file(tree: Tree, path: Path, parents: tuple[Path, ...]) -> None:
         text = read_text(path)
     except OSError as error:
         by = f" (named by `base:` in {parents[-1]})" if parents else ""
-        raise UserError(f"{path}: cannot be read{by}: {error.strerror}") from error
+        there = [found.name for found in experiment_file(str(path)).parent.glob("*.yaml")]
+        near = difflib.get_close_matches(path.name, there, 1)
+        hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
+        raise UserError(f"{path}: cannot be read{by}: {error.strerror}{hint}") from error
     values = parse_yaml(text, str(path)) or {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected `key: value` lines at the top level")

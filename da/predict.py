@@ -126,7 +126,8 @@ def predict(
         say(
             f"{turned} pictures ask by their EXIF orientation to be shown turned; they are segmented as they are stored"
         )
-    say(f"{len(jobs) - failed} of {len(jobs)} inputs segmented; results and legend.png in {out}")
+    done = len(jobs) - failed
+    say(f"{done} of {len(jobs)} inputs segmented" + f"; results and legend.png in {out}" * (done > 0))
     return skipped
 
 

@@ -397,9 +397,7 @@ def _tell(where: Path, config: base.Experiment, summary: dict[str, Any]) -> None
     else:
         say(table([summary]))
         if best["step"] != summary["step"]:
-            say(
-                f"best on validation: {best['val/mIoU']:.2f} at step {best['step']} (chosen with its labels)"
-            )
+            say(f"best on validation: {best['val/mIoU']:.2f} at step {best['step']} (chosen with its labels)")
         if before and before.fits(summary):
             say(before.text(config.name, config.seed, summary["scores"]["mIoU"]))
     say(f"pictures and curves: tensorboard --logdir {where.parent} (runs side by side: tab Custom Scalars)")

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from da.config import UserError, expanded
@@ -292,6 +292,10 @@ def require_labels(samples: list[Sample], root: Path, tree: str) -> list[Sample]
 def unreadable(path: Path, error: Exception) -> UserError:
     if isinstance(error, Image.DecompressionBombError):
         return UserError(f"{path}: claims more than {MAX_PIXELS:,} pixels; cut it into smaller pictures")
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path}: no such file")
+    if isinstance(error, UnidentifiedImageError):
+        return UserError(f"{path}: cannot be decoded (no format that is known here); copy the file again")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip().split("\n")[0]
     return UserError(f"{path}: cannot be decoded ({reason or type(error).__name__}); copy the file again")
 
