@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import tv_tensors
 
+from da import supervised
 from da.config import Tree
 from da.data import cache, folders, gta5, miniature
 from da.data.frames import Frames
@@ -407,7 +408,7 @@ def compare_precisions(bench: Bench, title: str, trainer: str, batch: Batch, arc
 
         def call() -> None:
             loss = upsampled_cross_entropy if strips else full_resolution_cross_entropy
-            with mock.patch.object(base, "upsampled_cross_entropy", loss), tf32_allowed(precision == "tf32"):
+            with mock.patch.object(supervised, "upsampled_cross_entropy", loss), tf32_allowed(precision == "tf32"):
                 stepper.update([batch], 1, 0)
 
         return call
@@ -428,8 +429,10 @@ def compare_precisions(bench: Bench, title: str, trainer: str, batch: Batch, arc
     bench.compare(title, variants, precisions, len(batch.names))
 
 
-def full_resolution_cross_entropy(logits: Tensor, label: Tensor, align_corners: bool = False) -> Tensor:
-    """What `upsampled_cross_entropy` gives, the usual way."""
+def full_resolution_cross_entropy(
+    logits: Tensor, label: Tensor, align_corners: bool = False, weight: None = None
+) -> Tensor:
+    """What `upsampled_cross_entropy` gives without class weights, the usual way."""
     return cross_entropy(upsample(logits, (label.shape[-2], label.shape[-1]), align_corners), label)
 
 

@@ -31,7 +31,7 @@ ALLOWED = {
     "predict": {"config", "labels", "data", "engine", "evaluation", "run", "ensemble"},
     "export": {"config", "labels", "engine", "evaluation", "nets", "run", "trainers"},
     "environment": {"data", "engine"},
-    "bench": {"config", "labels", "losses", "data", "nets", "engine", "evaluation", "trainers", "run"},
+    "bench": {"config", "labels", "losses", "supervised", "data", "nets", "engine", "evaluation", "trainers", "run"},
     "gpu_check": {"data", "engine", "trainers", "run", "bench", "environment"},
     "cli": {
         "config",
