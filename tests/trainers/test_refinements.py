@@ -75,7 +75,7 @@ class TestEveryMethod:
 def test_two_micro_batches_give_the_gradients_of_one_batch(settings, make):
     """With frozen statistics images do not see each other; labelled pixels are not shared out evenly."""
     given = half_labelled()
-    halves = [Batch(*(part[i : i + 1] for part in given)) for i in range(2)]
+    halves = [Batch(*(part if part is None else part[i : i + 1] for part in given)) for i in range(2)]
     fixed = ["model.bn=frozen", "model.dropout=0.0", *settings]
     whole, parts = (make("source_only", *fixed) for _ in range(2))
     whole.segmenter.double(), parts.segmenter.double()
