@@ -115,6 +115,19 @@ def test_what_the_readme_writes_is_not_for_git():
     assert ignored.split() == written
 
 
+def test_fda_runs_both_stages_and_ends_with_the_means(tmp_path, gta5_root, cityscapes_root):
+    settings = [*overrides(gta5_root, cityscapes_root), "run.steps=1", "run.val_every=1"]
+    done = launch("gta2city_fda.sh", *settings, RUNS=str(tmp_path), BETAS="0.01 0.09")
+    assert done.returncode == 0, done.stderr
+    for name in ("fda_0.01", "fda_0.09", "fda_self_0.01", "fda_self_0.09"):
+        assert (tmp_path / f"mini/{name}-seed0/summary.json").exists()
+    assert "beta: 0.09" in (tmp_path / "mini/fda_self_0.09-seed0/config.yaml").read_text()
+    assert (tmp_path / "mini/fda_pseudo_labels-seed0/pseudo_labels.json").exists()
+    assert "probabilities of fda_self_0.01-seed0 + fda_self_0.09-seed0" in done.stdout
+    refused = launch("gta2city_fda.sh", "name=other", RUNS=str(tmp_path))
+    assert (refused.returncode, refused.stderr.count("error:")) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [
