@@ -288,6 +288,20 @@ def check(schema: type[S], tree: Tree) -> S:
     return check(schema, tree)
 
 
+def read_named(schema: type[S], path: Path) -> dict[str, S]:
+    """A YAML file of which each key names one `schema`.
+
+    Raises:
+        UserError: the file is absent or malformed; the message names the key.
+    """
+    found = {}
+    for name, values in read_tree([path]).values.items():
+        entry = Tree()
+        entry.add(values, f"{path}: {name}")
+        found[name] = check(schema, entry)
+    return found
+
+
 def _problem(value: Any) -> str:
     """What no setting may hold, whatever its type; "" where there is no such thing."""
     if isinstance(value, list):

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from da.config import EXPERIMENTS, Section, Tree, check, read_tree
+from da.config import EXPERIMENTS, Section, read_named
 from da.evaluation.infer import EvalConfig
 
 PROTOCOLS = EXPERIMENTS / "tables/protocols.yaml"
@@ -42,9 +42,4 @@ def read_protocols(path: Path = PROTOCOLS) -> dict[str, Protocol]:
     Raises:
         UserError: the file is absent or malformed; the message names the key.
     """
-    found = {}
-    for name, values in read_tree([path]).values.items():
-        entry = Tree()
-        entry.add(values, f"{path}: {name}")
-        found[name] = check(Protocol, entry)
-    return found
+    return read_named(Protocol, path)

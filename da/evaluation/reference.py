@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from da.config import EXPERIMENTS, Section, Tree, check, read_tree
+from da.config import EXPERIMENTS, Section, read_named
 from da.evaluation.infer import EvalConfig
 
 MEASURED = EXPERIMENTS / "tables/measured.yaml"
@@ -47,12 +47,7 @@ def read_references(path: Path = MEASURED) -> dict[str, Reference]:
     Raises:
         UserError: the file is absent or malformed; the message names the key.
     """
-    found = {}
-    for name, values in read_tree([path]).values.items():
-        entry = Tree()
-        entry.add(values, f"{path}: {name}")
-        found[name] = check(Reference, entry)
-    return found
+    return read_named(Reference, path)
 
 
 def mean_std(values: Sequence[float]) -> str:
