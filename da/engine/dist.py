@@ -95,6 +95,13 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     return sum_over_ranks(tensor) / world()
 
 
+def over_their_mean(counts: list[Tensor]) -> list[Tensor]:
+    """0-d numbers over their mean in all processes, each of which gives equally many; all 0 where the mean is 0."""
+    of_each = torch.stack(counts).float()
+    mean = mean_over_ranks(of_each.mean())
+    return list(of_each / torch.where(mean > 0, mean, 1.0))
+
+
 def gather_batch(tensor: Tensor) -> Tensor:
     """The (B, ...) tensors of all processes, equal in size, as one (world * B, ...) in the order of the ranks."""
     if backend() is None:

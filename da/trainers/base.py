@@ -15,54 +15,19 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
-from pydantic import create_model, model_validator
+from pydantic import create_model
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import da.trainers
-from da.config import Section, UserError
-from da.data.loaders import Batch, DataConfig
+from da.config import UserError
+from da.data.loaders import Batch
 from da.data.transforms import photometric
 from da.engine import dist
-from da.engine.loop import RunConfig
 from da.engine.stepper import Backward, Remembers
-from da.evaluation.infer import EvalConfig
-from da.nets.pspnet import PSPNet, PSPNetConfig, Scores
+from da.experiment import Experiment
+from da.nets.pspnet import PSPNet, Scores
 from da.supervised import LossConfig, dice_loss, lovasz_softmax, pixel_loss, pixel_weights, presence_loss
-
-
-class Experiment(Section):
-    """Everything a run is made of. `method` is checked against the trainer's own `Config`."""
-
-    trainer: str
-    experiment: str  # folder of the run: runs/<experiment>/<name>-seed<seed>
-    name: str
-    seed: int = 0
-    init: str | None = None  # run folder or checkpoint whose segmenter the run starts from
-    model: PSPNetConfig
-    data: DataConfig
-    run: RunConfig
-    eval: EvalConfig = EvalConfig()
-    loss: LossConfig = LossConfig()
-    method: Any
-
-    @model_validator(mode="after")
-    def _subset_is_known(self) -> "Experiment":
-        """`eval.classes` names a subset of `data.classes`; None becomes all of them."""
-        try:
-            self.data.classes.subset(self.eval.classes)
-        except UserError as error:
-            raise ValueError(str(error)) from error
-        if self.eval.classes is None:  # stored with every number
-            object.__setattr__(self, "eval", self.eval.model_copy(update={"classes": len(self.data.classes)}))
-        return self
-
-    @model_validator(mode="after")
-    def _each_class_has_a_weight(self) -> "Experiment":
-        given, classes = self.loss.class_weights, self.data.classes
-        if isinstance(given, tuple) and len(given) != len(classes):
-            raise ValueError(f"loss.class_weights: {len(given)} weights; {classes.name} has {len(classes)} classes")
-        return self
 
 
 class Trainer(ABC):
@@ -122,14 +87,14 @@ class Trainer(ABC):
         and processes is the mean over all labelled pixels of the global batch: its pixels over their mean number. With
         class weights a pixel counts by the weight of its class."""
         weight = self._class_weights_at(batches[0].src_label)
-        return _over_their_mean([pixel_weights(batch.src_label, weight).sum() for batch in batches])
+        return dist.over_their_mean([pixel_weights(batch.src_label, weight).sum() for batch in batches])
 
     def target_weights(self, batches: list[Batch]) -> list[Tensor] | list[float]:
         """The same for a mean over the pixels that have a pseudo label; 1 where nothing has."""
         labels = [batch.tgt_label for batch in batches if batch.tgt_label is not None]
         if not labels:
             return [1.0] * len(batches)
-        return _over_their_mean([pixel_weights(label, None).sum() for label in labels])
+        return dist.over_their_mean([pixel_weights(label, None).sum() for label in labels])
 
     def segmentation_loss(self, scores: Scores, label: Tensor, lambda_aux: float) -> tuple[Tensor, dict[str, Tensor]]:
         """CE(main, y) + lambda_aux CE(aux, y), the second only where there is an auxiliary head (PSPNet, sec. 3.3).
@@ -186,13 +151,6 @@ class Trainer(ABC):
     def view(self, image: Tensor) -> Tensor:
         """uint8 RGB (B, 3, H, W) -> float RGB in [0, 1] with the configured colour jitter and blur."""
         return photometric(image.float() / 255, self.config.data.jitter, self.config.data.blur)
-
-
-def _over_their_mean(counts: list[Tensor]) -> list[Tensor]:
-    """0-d numbers of pixels over their mean in all micro-batches of all processes."""
-    of_each = torch.stack(counts).float()
-    mean = dist.mean_over_ranks(of_each.mean())
-    return list(of_each / torch.where(mean > 0, mean, 1.0))
 
 
 def freeze(modules: list[nn.Module], frozen: bool) -> None:
