@@ -7,11 +7,8 @@ What is written is an ordinary data root of two folders, images linked and label
 `pseudo_labels.json`, which says what made it: no reader can take it for ground truth.
 """
 
-import contextlib
-import functools
 import json
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +20,13 @@ from PIL import Image
 
 from da.config import UserError
 from da.data import folders
-from da.data.folders import PSEUDO_STAMP, Sample
+from da.data.folders import PSEUDO_STAMP
 from da.data.loaders import plain_images, resolve_root, workers_watched
-from da.engine import checkpoint, dist, lock, run_files
+from da.engine import checkpoint, dist, run_files
 from da.engine.log import bar, say
 from da.engine.stepper import Stepper
 from da.engine.stop import StopRequests, seconds
+from da.engine.whole import made_whole
 from da.ensemble import Average, restore_all
 from da.evaluation.infer import EvalConfig, predict_confidence
 from da.labels import IGNORE, LabelSpace
@@ -96,12 +94,11 @@ def write_pseudo_labels(
         _require_same(out, stamp)
         say(f"{out} is complete; delete it to label again")
         return
-    partial = out.with_name(out.name + ".partial")
     limit = config.run.time_limit
-    with StopRequests(seconds(limit) if limit else None) as stop, lock.held(partial, "name another folder"):
-        confirm = functools.partial(lock.confirm, partial, lock.owner(partial))
-        if any(path.suffix != ".lock" for path in partial.iterdir()):
-            _require_same(partial, stamp)
+    with (
+        StopRequests(seconds(limit) if limit else None) as stop,
+        made_whole(out, lambda left: _require_same(left, stamp)) as (partial, confirm),
+    ):
         run_files.write_text(partial / PSEUDO_STAMP, json.dumps(stamp, indent=2) + "\n")
         for folder in ("images", "labels", WORK):
             (partial / folder).mkdir(exist_ok=True)
@@ -123,7 +120,7 @@ def write_pseudo_labels(
 
         for name, sample in stop.watch(bar(names.items(), "labels", len(names)), 0):
             confirm()
-            _link(sample, partial / "images" / f"{name}{sample.image.suffix}")
+            run_files.link_or_copy(sample.image, partial / "images" / f"{name}{sample.image.suffix}")
             label, level = _read(_predicted(partial, name))
             label[level < lowest[label]] = IGNORE
             with run_files.replacing(partial / f"labels/{name}.png") as fresh:
@@ -132,9 +129,6 @@ def write_pseudo_labels(
         found = _summary(trainer.classes, counts, lowest)
         run_files.write_text(partial / PSEUDO_STAMP, json.dumps(stamp | {"labels": found}, indent=2) + "\n")
         shutil.rmtree(partial / WORK)
-        confirm()
-        os.replace(partial, out)
-        (out / "run.lock").unlink(missing_ok=True)
     say(_table(found))
     say(f"{out} is complete: data.target.dataset=folders data.target.split=all data.target.root={out}")
 
@@ -183,15 +177,6 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
             return found["label"], found["level"]
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise UserError(f"{path}: damaged; delete it, and the same command makes it anew") from error
-
-
-def _link(sample: Sample, link: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        link.unlink()
-    try:
-        link.symlink_to(sample.image.resolve())
-    except OSError:  # a file system without links
-        shutil.copy2(sample.image, link)
 
 
 def _summary(classes: LabelSpace, counts: np.ndarray, lowest: np.ndarray) -> dict[str, dict[str, float]]:

@@ -1,12 +1,10 @@
 """A source data set in the style of the target: every image through a trained generator, labels as they are."""
 
-import contextlib
-import functools
 import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
@@ -28,6 +26,7 @@ from da.engine import checkpoint, dist, lock, run_files
 from da.engine.log import bar, say
 from da.engine.stepper import Stepper
 from da.engine.stop import StopRequests, seconds
+from da.engine.whole import made_whole
 from da.nets.generator import quantise
 from da.run import checkpoint_path, images_of, make_stepper, restore
 from da.trainers import base
@@ -90,23 +89,13 @@ def translate(run: Path, out: Path, overrides: Sequence[str], batch: int, agreem
                     run_files.write_text(out / STAMP, json.dumps(stamp, indent=2) + "\n")
             say(f"{out} is complete; delete it to translate again")
         else:
-            partial = out.with_name(out.name + ".partial")
-            with _removed_if_empty(partial), lock.held(partial, "name another folder"):
-                if out.exists():
-                    raise UserError(f"{out}: another call has just completed it")
-                confirm = functools.partial(lock.confirm, partial, lock.owner(partial))
-                run_files.remove_left(partial)
-                if any(path.suffix != ".lock" for path in partial.iterdir()):
-                    _require_same(partial, stamp)
+            with made_whole(out, lambda left: _require_same(left, stamp)) as (partial, confirm):
                 run_files.write_text(partial / STAMP, json.dumps(stamp, indent=2) + "\n")
                 _share_the_rest(root, partial, samples, (*dataset.lists, source.split))
                 left = [sample for sample in samples if not _copy_of(sample.image, root, partial).exists()]
                 say(f"translating {len(left)} of {len(samples)} images of {root} with {path} on {stepper.device}")
                 todo = plain_images(left, config.data.workers)
                 _translate_all(stepper, todo, source, root, partial, batch, stop, confirm)
-                confirm()
-                os.replace(partial, out)
-                (out / "run.lock").unlink(missing_ok=True)
             say(f"{out} is complete; python -m da data check {out} --as {source.dataset}")
         if agreement:
             share = _agreement(stepper, samples, source, root, out, config.data.workers, stop)
@@ -209,11 +198,7 @@ def _share_the_rest(root: Path, out: Path, samples: list[Sample], lists: Sequenc
             continue
         link = _copy_of(sample.label, root, out)
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)  # it may be a copy that was cut off
-        try:
-            link.symlink_to(sample.label.resolve())
-        except OSError:  # a file system without links
-            shutil.copy2(sample.label, link)
+        run_files.link_or_copy(sample.label, link)
     texts = [path for path in root.glob("*.txt") if path.stat().st_size < LIST_BYTES]
     for path in (*(root / name for name in lists), *texts):
         if path.is_file() and path.is_relative_to(root):
@@ -223,15 +208,6 @@ def _share_the_rest(root: Path, out: Path, samples: list[Sample], lists: Sequenc
 
 def _copy_of(path: Path, root: Path, out: Path) -> Path:
     return out / path.relative_to(root)
-
-
-@contextlib.contextmanager
-def _removed_if_empty(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
 
 
 def _require_same(folder: Path, stamp: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -187,6 +188,15 @@ def write_text(path: Path, text: str) -> None:
     with replacing(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
         to_disk(fresh)
+
+
+def link_or_copy(file: Path, link: Path) -> None:
+    """Make `link` a link to `file`, or a copy on a file system without links; it may be there, and be cut off."""
+    link.unlink(missing_ok=True)
+    try:
+        link.symlink_to(file.resolve())
+    except OSError:
+        shutil.copy2(file, link)
 
 
 def to_disk(path: Path) -> None:
