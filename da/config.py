@@ -334,8 +334,10 @@ def _explain(schema: type[Section], tree: Tree, error: dict[str, Any]) -> str:
         return f"{tree.where(key)}: {key}: unknown key; {hint}"
     if error["type"] == "missing":
         return f"{tree.where('.'.join(location[:-1]) or key)}: {key}: required, but not given"
-    got = json.dumps(error["input"])
     message = error["msg"].removeprefix("Value error, ")
+    if not key:  # of several sections together; the message begins with the one to change
+        return f"{tree.where(message.partition(':')[0])}: {message}"
+    got = json.dumps(error["input"])
     return f"{tree.where(key)}: {key}: {message[0].lower() + message[1:]}; got {got[:80]}"
 
 

@@ -39,8 +39,10 @@ class Experiment(Section):
         return self
 
     @model_validator(mode="after")
-    def _each_class_has_a_weight(self) -> "Experiment":
+    def _loss_fits(self) -> "Experiment":
         given, classes = self.loss.class_weights, self.data.classes
         if isinstance(given, tuple) and len(given) != len(classes):
             raise ValueError(f"loss.class_weights: {len(given)} weights; {classes.name} has {len(classes)} classes")
+        if self.loss.lambda_presence and not self.model.presence:
+            raise ValueError("loss.lambda_presence: needs model.presence=true; add it, or set to 0")
         return self

@@ -224,3 +224,19 @@ def test_byte_order_mark_windows_line_ends_and_other_encodings(tmp_path):
         path.write_text("name: Zürich\n", encoding=encoding)
         with pytest.raises(UserError, match=r"x\.yaml: not UTF-8 text \(byte \d+\); save it as UTF-8"):
             read_tree([path])
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("loss={class_weights: [1, 2]}", "loss.class_weights: 2 weights; cityscapes19 has 19 classes"),
+        ("loss.lambda_presence=1", "loss.lambda_presence: needs model.presence=true; add it, or set to 0"),
+        ("eval.classes=7", "eval.classes: cityscapes19 has no subset 7; known: 19, 16, 13"),
+    ],
+)
+def test_what_does_not_fit_together_is_one_plain_line(setting, said):
+    from da.run import load_config
+
+    with pytest.raises(UserError) as caught:
+        load_config(["experiments/mini/source_only.yaml"], [setting])
+    assert str(caught.value) == f"command line: {said}"

@@ -373,7 +373,7 @@ def compare(runs: Sequence[Run], published: Published, expected: Sequence[str] =
         before = references.get(key.experiment)
         if before and not before.fits({"protocol": protocol, "images": json.loads(key.images)}):
             before = None
-        data = _data(key, groups)
+        data = _data(key, groups, references["mini"].images)
         blocks.append(Block(key.experiment, protocol, data, rows, missing, same, others, apart, classes, before))
     return blocks
 
@@ -412,10 +412,11 @@ def _group(runs: Sequence[Run]) -> dict[_Key, list[Member]]:
     return groups
 
 
-def _data(key: _Key, others: Iterable[_Key]) -> str:
-    """The validation images in words; with their hash where another block differs in nothing else."""
+def _data(key: _Key, others: Iterable[_Key], miniature: str) -> str:
+    """The validation images in words; with their hash where another block differs in nothing else. `miniature` is the
+    hash of those of the miniature, which lie in Cityscapes' layout."""
     images = json.loads(key.images)
-    dataset = "miniature" if images.get("hash") == read_references()["mini"].images else key.dataset
+    dataset = "miniature" if images.get("hash") == miniature else key.dataset
     text = f"{dataset} {key.split}, {describe_images(images)}"
     alike = [
         o for o in others if o[:-1] == key[:-1] and describe_images(json.loads(o.images)) == describe_images(images)

@@ -58,8 +58,6 @@ class Trainer(ABC):
         self.memory: dict[str, Remembers] = {}  # what else a continuation needs (`da.engine.history`)
         if self.is_translation and config.loss != LossConfig():
             raise UserError(f"loss: {config.trainer} trains no segmenter; leave the section out")
-        if config.loss.lambda_presence and not config.model.presence:
-            raise UserError("loss.lambda_presence: needs model.presence=true; add it, or set to 0")
         if isinstance(config.loss.class_weights, tuple):
             self.class_weights = torch.tensor(config.loss.class_weights)
 
