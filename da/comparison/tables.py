@@ -14,13 +14,17 @@ MARK = "†"  # quoted from memory
 WRAPPED = r">{\raggedright\arraybackslash}p{%s\linewidth}"  # a column of text in LaTeX
 ORIGIN = "checkpoint; source"
 BEFORE = "measured before°"
+LAST = "last"  # the column of the headline, which the table calls by what the mean is over
 BEST = "best on validation (target labels)"
+
+
+Kind = Literal["own", "absent", "published"]
 
 
 class Line(NamedTuple):
     """One line of a table; `kind` tells a page how to show it."""
 
-    kind: Literal["own", "absent", "published"]
+    kind: Kind
     cells: list[str]
 
 
@@ -37,14 +41,12 @@ def main_table(block: Block) -> tuple[list[str], list[Line]]:
     """Own rows, experiments without a result, and published rows of the same protocol; the header first."""
     others = [block.classes.means[subset] for subset in _other_means(block)]
     gains = ["over source only", "gap closed, %", "best on validation*"]
-    ours = [*gains, BEFORE, "published", "difference", "seeds"]
-    header = ["method", f"{means(block)[block.subset]}, last", *others, *ours, "backbone", ORIGIN]
-    lines = [_own(block, row) for row in block.rows]
-    for name in block.missing:
-        gap = [""] * (len(others) + len(gains))
-        lines.append(Line("absent", [name, "not run", *gap, _before(block, name), *[""] * 5]))
-    lines += [_published(block, row) for row in block.published]
-    return _filled(header, lines)
+    header = ["method", LAST, *others, *gains, BEFORE, "published", "difference", "seeds", "backbone", ORIGIN]
+    rows: list[tuple[Kind, dict[str, str]]] = [_own(block, row) for row in block.rows]
+    rows += [("absent", {"method": name, LAST: "not run", BEFORE: _before(block, name)}) for name in block.missing]
+    rows += [("published", _published(block, row)) for row in block.published]
+    header, lines = _filled(header, [Line(kind, [cells.get(column, "") for column in header]) for kind, cells in rows])
+    return [f"{means(block)[block.subset]}, last" if column == LAST else column for column in header], lines
 
 
 def _other_means(block: Block) -> list[str]:
@@ -62,37 +64,30 @@ def _filled(header: Sequence[str], lines: Sequence[Line]) -> tuple[list[str], li
     return [header[i] for i in used], [Line(line.kind, [line.cells[i] for i in used]) for line in lines]
 
 
-def _own(block: Block, row: Row) -> Line:
-    others = [block.classes.means[subset] for subset in _other_means(block)]
+def _own(block: Block, row: Row) -> tuple[Kind, dict[str, str]]:
+    """An own row as cells by column."""
+    cells = {"method": row.title, BEFORE: _before(block, row.name), "backbone": row.network}
     if not row.is_scored:
-        gap = [""] * (len(others) + 3)
-        before = [_before(block, row.name), "", "", ""]
-        return Line("absent", [row.title, row.runs[0].state, *gap, *before, row.network, ""])
-    theirs = difference = ""
+        return "absent", cells | {LAST: row.runs[0].state}
+    cells |= {
+        LAST: mean_std(row.values("mIoU")),
+        "over source only": signed(block.gain(row)),
+        "gap closed, %": _closed(block, row),
+        "best on validation*": mean_std([row.best[seed]["mIoU"] for seed in sorted(row.best)]),
+        "seeds": ", ".join(map(str, sorted(row.scores or row.best))),
+    }
+    for subset in _other_means(block):
+        key = block.classes.means[subset]
+        cells[key] = mean_std(row.values(key)) if row.values(key) else ""
     if found := block.comparison(row):
         over = "" if found.subset == block.subset else f" ({block.classes.means[found.subset]})"
-        theirs = f"{found.theirs}{'' if found.published.verified else MARK}{over}"
-        difference = signed(found.own - found.theirs) + over
-    return Line(
-        "own",
-        [
-            row.title,
-            mean_std(row.values("mIoU")),
-            *(mean_std(row.values(key)) if row.values(key) else "" for key in others),
-            signed(block.gain(row)),
-            _closed(block, row),
-            mean_std([row.best[seed]["mIoU"] for seed in sorted(row.best)]),
-            _before(block, row.name),
-            theirs,
-            difference,
-            ", ".join(map(str, sorted(row.scores or row.best))),
-            row.network,
-            "",
-        ],
-    )
+        cells["published"] = f"{found.theirs}{'' if found.published.verified else MARK}{over}"
+        cells["difference"] = signed(found.own - found.theirs) + over
+    return "own", cells
 
 
 def _before(block: Block, experiment: str) -> str:
+    """What an experiment gave when this project measured it; empty where that is not known."""
     values = block.reference.rows.get(experiment) if block.reference else None
     return mean_std(values) if values else ""
 
@@ -104,14 +99,11 @@ def _closed(block: Block, row: Row) -> str:
     return f"{100 * gain / whole:.0f}" if whole and gain is not None and row is not oracle else ""
 
 
-def _published(block: Block, row: PublishedRow) -> Line:
-    """Its mean over the block's classes stands in the column of published figures."""
-    others = [_exact(row.mean(subset)) for subset in _other_means(block)]
-    figure = _exact(row.mean(block.subset))
-    return Line(
-        "published",
-        [_marked(row), "", *others, "", "", "", "", figure, "", "", row.backbone, f"{row.checkpoint}; {row.source}"],
-    )
+def _published(block: Block, row: PublishedRow) -> dict[str, str]:
+    """A published row as cells by column; its mean over the block's classes stands in that of published figures."""
+    cells = {"method": _marked(row), "published": _exact(row.mean(block.subset)), "backbone": row.backbone}
+    cells |= {block.classes.means[subset]: _exact(row.mean(subset)) for subset in _other_means(block)}
+    return cells | {ORIGIN: f"{row.checkpoint}; {row.source}"}
 
 
 def _marked(row: PublishedRow) -> str:
