@@ -145,15 +145,12 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     if dist.is_first_here():
         for domain in (*config.data.source, config.data.val):
             resolve_root(domain)  # renders the miniature, which the other processes then find
-        if trainer.needs_class_shares or config.loss.counts_classes:
-            class_shares(config.data)  # counts once
+        _count_classes(trainer, config)
     dist.barrier()
-    if trainer.needs_class_shares:
-        trainer.class_shares = class_shares(config.data)
-    if config.loss.counts_classes:
-        weights = config.loss.counted_weights(class_shares(config.data), class_frequencies(config.data))
-        say("class weights: " + ", ".join(f"{n} {w:.2f}" for n, w in zip(config.data.classes.names, weights.tolist())))
-        trainer.class_weights = weights.to(device)
+    _count_classes(trainer, config)  # the first process of the machine has kept what it counted
+    if trainer.class_weights is not None:
+        named = zip(config.data.classes.names, trainer.class_weights.tolist())
+        say("class weights: " + ", ".join(f"{name} {weight:.2f}" for name, weight in named))
     val = val_samples(config.data.val, config.data.classes, dist.rank(), dist.world(), config.data.workers)
 
     def validate(step: int, limit: int | None) -> Scalars:
@@ -214,6 +211,15 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         note = {} if trainer.segmenter_is_trained else {"note": UNTRAINED}
         _finish(where, config, loop.best, time.time() - began, {"weights_report": report, **note})
     dist.barrier()
+
+
+def _count_classes(trainer: base.Trainer, config: base.Experiment) -> None:
+    """Give the trainer what its method or its loss must know of the source's labels."""
+    if not (trainer.needs_class_shares or config.loss.counts_classes):
+        return
+    trainer.class_shares = class_shares(config.data)
+    if config.loss.counts_classes:
+        trainer.class_weights = config.loss.counted_weights(trainer.class_shares, class_frequencies(config.data))
 
 
 def _streams(config: base.Experiment) -> str:
