@@ -417,7 +417,8 @@ def _start_worker(worker: int) -> None:
 
 def _say_instead(queue: Any, error: Exception, item: tuple[int, Any]) -> None:
     """Called in a worker where a batch cannot be sent: else it would be dropped, and waited for without end."""
-    queue.put((item[0], UserError(processes.shortage(error) or f"a batch could not be handed over ({error})")))
+    with contextlib.suppress(ValueError):  # the queue is closed: the main process has heard of it, and ends the workers
+        queue.put((item[0], UserError(processes.shortage(error) or f"a batch could not be handed over ({error})")))
 
 
 @contextlib.contextmanager

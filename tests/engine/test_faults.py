@@ -1,5 +1,6 @@
 """What a cluster does to a run: one clear line, exit code 2, and the same command goes on."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from tiny import REPOSITORY, overrides
 
 from da.cli import main
 from da.config import UserError
-from da.data.loaders import Loaded, workers_watched
+from da.data.loaders import WORKERS, Loaded, _say_instead, workers_watched
 from da.engine import checkpoint, run_files
 
 
@@ -136,6 +137,13 @@ def test_a_worker_killed_with_a_batch_in_its_hands_is_the_same_line(error):
     loaded.loader = Gone(error)
     with pytest.raises(UserError, match="a data loading process died"), workers_watched():
         list(loaded)
+
+
+def test_a_second_batch_that_cannot_be_sent_is_silent_where_the_first_was_heard_of():
+    """The main process has ended the worker, whose thread would print into the one line that says why."""
+    queue = WORKERS.Queue()
+    queue.close()
+    _say_instead(queue, OSError(errno.ENOSPC, "No space left on device"), (1, None))
 
 
 @pytest.mark.slow
