@@ -28,7 +28,8 @@ fi
 SEEDS=${SEEDS:-0 1 2}
 JOBS=${JOBS:-$(nproc)}
 first="source_only"
-second="oracle adaptsegnet_target_forward adaptsegnet_single adaptsegnet_multi cycada_pixel cycada_feature_only"
+second="oracle adaptsegnet_target_forward adaptsegnet_single adaptsegnet_multi minent advent fda"
+second="$second cycada_pixel cycada_feature_only"
 METHODS=${METHODS:-$first $second cycada_pixel_segmenter cycada_feature}
 export OMP_NUM_THREADS=1
 
