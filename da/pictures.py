@@ -24,9 +24,10 @@ def of_training(stepper: Stepper, batch: Batch) -> np.ndarray:
     entropy: (H, W, 3) uint8. For a method with `examples`: its rows of images, each above the predictions of a
     trained segmenter."""
     stepper.eval()
-    classes = stepper.trainer.classes
-    if rows := _example_rows(stepper, batch):
-        return visualize.grid(rows, ("real", "translated", "cycled"), classes)
+    trainer: base.Trainer = stepper.trainer  # type: ignore[assignment]
+    classes = trainer.classes
+    if rows := _example_rows(trainer, stepper, batch):
+        return visualize.grid(rows, trainer.example_titles, classes)
     for images in (batch.src_image, batch.tgt_image):
         if images is None:
             continue
@@ -42,8 +43,7 @@ def of_training(stepper: Stepper, batch: Batch) -> np.ndarray:
     return visualize.grid(rows, titles, classes)
 
 
-def _example_rows(stepper: Stepper, batch: Batch) -> list[list[np.ndarray]]:
-    trainer: base.Trainer = stepper.trainer  # type: ignore[assignment]
+def _example_rows(trainer: base.Trainer, stepper: Stepper, batch: Batch) -> list[list[np.ndarray]]:
     rows: list[list[np.ndarray]] = []
     with torch.no_grad(), stepper.autocast():
         for images in trainer.examples(batch.first().to(stepper.device)):

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
@@ -34,7 +35,7 @@ from da.data.transforms import FolderConfig
 from da.engine import checkpoint, dist, lock, run_files
 from da.engine.log import bar, say
 from da.engine.loop import Loop, Scalars
-from da.engine.stepper import Stepper, Trains, set_deterministic
+from da.engine.stepper import Stepper, Trains, seed_everything, set_deterministic
 from da.engine.stop import StopRequests, seconds
 from da.evaluation import visualize
 from da.evaluation.infer import predict_entropy, predict_labels
@@ -42,9 +43,11 @@ from da.evaluation.metrics import ConfusionMatrix, scores
 from da.evaluation.reference import read_references
 from da.evaluation.report import table
 from da.labels import DEFAULT, IGNORE, LabelSpace, label_space
+from da.nets.generator import quantise
+from da.nets.pspnet import is_of_encoder
 from da.nets.weights import load_modules
 from da.pictures import of_training
-from da.trainers import base
+from da.trainers import base, pretext
 from da.trial import fastest_here
 
 UNTRAINED = "its segmenter is untrained (init: null), so its scores say nothing; look at the pictures"
@@ -58,7 +61,7 @@ def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> base.Exp
     first = paths[0].resolve()
     tree.values = {"experiment": first.parent.name, "name": first.stem, **tree.values}
     config = check_config(tree)
-    require_data(config.data)
+    require_data(config.data, with_labels=not base.find(config.trainer).Trainer.is_pretext)
     adapts_to = config.data.target or () if base.find(config.trainer).Trainer.uses_target else ()
     if config.data.val.root != "miniature" and any(entry.root == "miniature" for entry in adapts_to):
         raise UserError(
@@ -82,16 +85,16 @@ def check_config(tree: Tree) -> base.Experiment:
     return config
 
 
-def require_data(data: DataConfig) -> None:
+def require_data(data: DataConfig, with_labels: bool) -> None:
     """
     Raises:
-        UserError: no such data set or description, or its labels do not hold the classes.
+        UserError: no such data set or description, or, `with_labels`, its labels do not hold the classes.
     """
     for key, entries in (("source", data.source), ("target", data.target or ()), ("val", (data.val,))):
         for entry in entries:
             try:
                 found = folders.find(entry.dataset)
-                if key != "target":  # whose labels nobody reads
+                if with_labels and key != "target":  # whose labels nobody reads
                     found.scheme(data.classes)
             except UserError as error:
                 raise UserError(f"data.{key}: {error}") from error
@@ -133,15 +136,15 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
 
     began = time.time()
     trainer = base.build(config)
-    report = trainer.weights_report = trainer.segmenter.load_report.as_dict()
-    if not trainer.segmenter_is_trained:
+    report = trainer.weights_report = trainer.encoder.load_report.as_dict()
+    if not (trainer.segmenter_is_trained or trainer.is_pretext):
         say(f"{where}: {UNTRAINED}")
     if not checkpoint.find_last(where / "checkpoints"):
-        say(trainer.segmenter.load_report.text())
-        trainer.started(_initialise(trainer, config.init) if config.init else trainer.segmenter.random_tensors())
+        say(trainer.encoder.load_report.text())
+        trainer.started(_initialise(trainer, config.init) if config.init else trainer.encoder.random_tensors())
     stepper = make_stepper(trainer, config, device)
     if config.run.compile:
-        trainer.segmenter.backbone.compile(dynamic=False)  # one graph for each size of images
+        trainer.encoder.backbone.compile(dynamic=False)  # one graph for each size of images
     if dist.is_first_here():
         for domain in (*config.data.source, config.data.val):
             resolve_root(domain)  # renders the miniature, which the other processes then find
@@ -151,10 +154,24 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     if trainer.class_weights is not None:
         named = zip(config.data.classes.names, trainer.class_weights.tolist())
         say("class weights: " + ", ".join(f"{name} {weight:.2f}" for name, weight in named))
-    val = val_samples(config.data.val, config.data.classes, dist.rank(), dist.world(), config.data.workers)
+    val = val_samples(
+        config.data.val,
+        config.data.classes,
+        dist.rank(),
+        dist.world(),
+        config.data.workers,
+        with_labels=not trainer.is_pretext,
+    )
 
     def validate(step: int, limit: int | None) -> Scalars:
         watch = stop.watch if limit is None else lambda items, _: stop.awaited(items)
+        if isinstance(trainer, pretext.Trainer):
+            figures, picture = examine(trainer, stepper, config, val, limit, watch)
+            if loop.log and limit is None:
+                loop.log.picture(step, "val/examples", picture)
+                if step == config.run.steps:
+                    loop.log.result(step, hyperparameters(config), {trainer.score: figures[trainer.score]})
+            return {f"val/{name}": value for name, value in figures.items()}
         counts, pictures = evaluate(stepper, config, val, limit, watch)
         if not counts.any():
             of = config.data.val
@@ -168,7 +185,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         if limit is None and np.isnan(found["mIoU"]):
             raise UserError(f"eval.classes: none of these {config.eval.classes} classes is in the labels of data.val")
         if loop.log and limit is None and step == config.run.steps:
-            loop.log.result(step, hyperparameters(config), found["mIoU"])
+            loop.log.result(step, hyperparameters(config), {"mIoU": found["mIoU"]})
         return {f"val/{name}": value for name, value in found.items()}
 
     def show(step: int, batch: Batch) -> None:
@@ -190,6 +207,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         stop.poll,
         stop.waiting,
         config.data.classes.groups,
+        f"val/{trainer.score}",
     )
     say(f"run {where} on {device}: {config.run.steps} steps, {dist.world()} process(es), {config.run.precision}")
     say(f"data: {_streams(config)}")
@@ -200,6 +218,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
             config.data,
             config.seed,
             start,
+            with_labels=not trainer.is_pretext,
             use_target=trainer.uses_target,
             pseudo_labels=trainer.learns_from_pseudo_labels,
             rank=dist.rank(),
@@ -208,7 +227,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         )
     )
     if dist.is_main():
-        note = {} if trainer.segmenter_is_trained else {"note": UNTRAINED}
+        note = {} if trainer.segmenter_is_trained or trainer.is_pretext else {"note": UNTRAINED}
         _finish(where, config, loop.best, time.time() - began, {"weights_report": report, **note})
     dist.barrier()
 
@@ -254,7 +273,7 @@ def _inputs(config: base.Experiment, finished: bool) -> dict[str, str]:
                 raise UserError(f"data.{name}: {error}") from error
     if config.init:
         with contextlib.suppress(UserError):  # gone or damaged: only a run that has yet to start needs it, and says so
-            found["init"] = checkpoint.fingerprint(_segmenter(config.init)[1]["modules"])
+            found["init"] = checkpoint.fingerprint(_network(config.init)[1]["modules"])
     for number, source in enumerate(config.data.source if "data.source" in found else ()):
         stamp = {} if source.root == "miniature" else folders.read_stamp(resolve_root(source))
         key = "data.source.root" if len(config.data.source) == 1 else f"data.source.{number}.root"
@@ -292,40 +311,68 @@ def make_stepper(trainer: Trains, config: base.Experiment, device: torch.device)
 
 
 def _initialise(trainer: base.Trainer, init: str) -> set[str]:
-    """Fill the segmenter, and name what of it is replaced, since it is for other classes."""
-    path, state = _segmenter(init)
-    replaced: list[str] = []
-    if "config" in state and (difference := trainer.classes.difference(_stored_classes(state, path))):
+    """Fill the segmenter, or the encoder alone where either side has no more, and name what of it begins anew."""
+    path, state = _network(init)
+    ((kind, given),) = state["modules"].items()
+    own = trainer.encoder.state_dict()
+    anew: list[str] = []
+    if kind == "encoder" or trainer.is_pretext:
+        kind, anew = "encoder", [name for name in own if not is_of_encoder(name)]
+        given = {name: value for name, value in given.items() if is_of_encoder(name)}
+        say(f"heads begin anew: {', '.join(dict.fromkeys(name.split('.')[0] for name in anew))}")
+    elif "config" in state and (difference := trainer.classes.difference(_stored_classes(state, path))):
         if not trainer.takes_other_classes:
             raise UserError(f"init: {path} has other classes ({difference}); name a run of these classes")
-        replaced = trainer.segmenter.class_tensors()
-        own = trainer.segmenter.state_dict()
-        state["modules"]["segmenter"] |= {name: own[name] for name in replaced}
-        say(f"other classes ({difference}): {', '.join(replaced)} begin anew")
-        if trainer.weights_report is not None:
-            trainer.weights_report["replaced"] = replaced
-    load_modules({"segmenter": trainer.segmenter}, state["modules"], str(path))
-    say(f"segmenter starts from {path} (step {state['step']})")
-    return set(replaced)
+        anew = trainer.segmenter.class_tensors()
+        say(f"other classes ({difference}): {', '.join(anew)} begin anew")
+    if anew and trainer.weights_report is not None:
+        trainer.weights_report["replaced"] = anew
+    load_modules({kind: trainer.encoder}, {kind: given | {name: own[name] for name in anew}}, str(path))
+    say(f"{kind} starts from {path} (step {state['step']})")
+    return set(anew)
 
 
-def _segmenter(init: str) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that `init` names, of its `modules` the segmenter alone.
+def _network(init: str) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that `init` names, of its `modules` the `segmenter` alone, or the `encoder` of one that has none.
 
     Raises:
-        UserError: there is none, or none in it, as in a converted backbone.
+        UserError: there is none, or neither in it, as in a converted backbone.
     """
     try:
         path = checkpoint_path(Path(init), "last")
         state = checkpoint.load(path)
     except (UserError, OSError) as error:
         raise UserError(f"init: {error}") from error
-    modules = state.get("modules", {})
-    if "segmenter" not in modules:
-        raise UserError(
-            f"init: {path} holds no segmenter; give a run or its checkpoint (a backbone: model.weights=...)"
-        )
-    return path, {**state, "modules": {"segmenter": modules["segmenter"]}}
+    for kind in ("segmenter", "encoder"):
+        if kind in state.get("modules", {}):
+            return path, {**state, "modules": {kind: state["modules"][kind]}}
+    raise UserError(f"init: {path} holds no segmenter; give a run or its checkpoint (a backbone: model.weights=...)")
+
+
+def examine(
+    trainer: pretext.Trainer,
+    stepper: Stepper,
+    config: base.Experiment,
+    val: Loaded[ValSample],
+    limit: int | None,
+    watch: Callable[[Iterable[ValSample], int], Iterable[ValSample]],
+) -> tuple[Scalars, np.ndarray]:
+    """The mean figures of a task without labels over `val`, and `run.pictures` rows of its pictures."""
+    stepper.agree()
+    stepper.eval()
+    found: list[dict[str, float]] = []
+    rows: list[list[np.ndarray]] = []
+    count = limit or len(val)
+    for sample in bar(watch(islice(val, limit), count), "validation", count):
+        image = sample.image[None].to(stepper.device, non_blocking=True).float() / 255
+        seed_everything(config.seed, "validation", sample.name)
+        with torch.no_grad(), stepper.autocast():
+            found.append({name: float(value) for name, value in trainer.examine(image).items()})
+            if len(rows) < config.run.pictures and dist.is_main():
+                rows.append([visualize.to_picture(quantise(part[0])) for part in trainer.illustrate(image)])
+    every = [figures for of_rank in dist.gather(found) for figures in of_rank]
+    means = {name: math.fsum(figures[name] for figures in every) / len(every) for name in every[0]}
+    return means, visualize.grid(rows, trainer.example_titles, config.data.classes)
 
 
 def evaluate(
@@ -377,7 +424,7 @@ def _finish(where: Path, config: base.Experiment, best: dict[str, Any], seconds:
     """Write `summary.json`, last of all: its presence means that the run is finished."""
     metrics = where / "metrics.jsonl"
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    validated = [line for line in lines if "val/mIoU" in line]
+    validated = [line for line in lines if f"val/{base.find(config.trainer).Trainer.score}" in line]
     if not validated:
         raise UserError(f"{metrics}: the validation is no longer in it; restore it, or delete {where} to train again")
     last = validated[-1]
@@ -400,6 +447,10 @@ def _tell(where: Path, config: base.Experiment, summary: dict[str, Any]) -> None
     before = read_references().get(config.experiment)
     if "note" in summary:
         say(f"{summary['run']}: {summary['note']}")
+    elif summary.get("is_pretext"):
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in summary["scores"].items())
+        say(f"{summary['run']}, step {summary['step']}, on {summary['images']['count']} held-out images: {figures}")
+        say(f"start from its encoder: python -m da train EXPERIMENT.yaml init={where}")
     else:
         say(table([summary]))
         if best["step"] != summary["step"]:
@@ -411,9 +462,10 @@ def _tell(where: Path, config: base.Experiment, summary: dict[str, Any]) -> None
 
 def protocol(config: base.Experiment) -> dict[str, Any]:
     """What a number was measured under."""
+    trainer = base.find(config.trainer).Trainer
     return {
         "trainer": config.trainer,
-        **({"is_translation": True} if base.find(config.trainer).Trainer.is_translation else {}),
+        **{flag: True for flag in ("is_translation", "is_pretext") if getattr(trainer, flag)},
         "seed": config.seed,
         "backbone": config.model.backbone,
         "weights": config.model.weights,
@@ -421,19 +473,18 @@ def protocol(config: base.Experiment) -> dict[str, Any]:
         "classes": config.data.classes.dump(),
         "protocol": config.eval.model_dump(mode="json"),
         "precision": config.run.precision,
-        "images": _identity(config.data.val),
+        "images": _identity(config.data.val, with_labels=not trainer.is_pretext),
     }
 
 
-def _identity(val: FolderConfig) -> dict[str, Any]:
-    """Which images a number was measured on: how many, the size (width, height) of their labels where it is the same
-    for all, and a hash of all names and of the pixels of three."""
-    samples = folders.find(val.dataset).index(resolve_root(val), val.split)
+def _identity(val: FolderConfig, with_labels: bool) -> dict[str, Any]:
+    """Which images a number was measured on: how many, the size (width, height) of their labels (without labels, of the
+    images) where it is the same for all, and a hash of all names and of the pixels of three."""
+    samples = folders.find(val.dataset).index(resolve_root(val), val.split, with_labels)
     sizes = set()
     for sample in samples:
-        assert sample.label
-        with Image.open(sample.label) as label:
-            sizes.add(label.size)
+        with Image.open(sample.label or sample.image) as file:
+            sizes.add(file.size)
     digest = _hash_of(sample.name for sample in samples)
     for sample in (samples[0], samples[len(samples) // 2], samples[-1]):
         digest.update(folders.read_image(sample.image).tobytes())
@@ -498,6 +549,10 @@ def restore(
     stored.add(tree.values, "command line")
     stored.typed = tree.typed
     config = check_config(stored)
+    if base.find(config.trainer).Trainer.is_pretext:
+        raise UserError(
+            f"{path}: {config.trainer} trained an encoder, and no segmenter; start a run from it: init={path}"
+        )
     own = _stored_classes(state, path)
     config.data.classes.merged_from(own, config.eval.merge)  # refuses other classes
     bare = config.model.model_copy(update={"weights": "none"})  # the checkpoint has them all

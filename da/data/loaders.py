@@ -279,7 +279,7 @@ def _collate(items: list[list[_Item] | UserError]) -> Batch | UserError:
         src, *tgt = [list(column) for column in zip(*rows)]
         return Batch(
             src_image=_stack([i.image for i in src], src),
-            src_label=_stack([i.label for i in src if i.label is not None], src),
+            src_label=_stack([_label(i) for i in src], src),
             tgt_image=_stack([i.image for i in tgt[0]], tgt[0]) if tgt else None,
             src_names=[i.name for i in src],
             tgt_names=[i.name for i in tgt[0]] if tgt else [],
@@ -289,6 +289,11 @@ def _collate(items: list[list[_Item] | UserError]) -> Batch | UserError:
         )
     except UserError as error:
         return error
+
+
+def _label(item: _Item) -> torch.Tensor:
+    """(H, W) uint8; 255 where there is none."""
+    return torch.full(item.image.shape[-2:], IGNORE, dtype=torch.uint8) if item.label is None else item.label
 
 
 def _stack(tensors: list[torch.Tensor], items: list[_Item]) -> torch.Tensor:
@@ -445,6 +450,7 @@ def train_batches(
     start_step: int,
     *,
     use_target: bool,
+    with_labels: bool = True,
     pseudo_labels: bool = False,
     rank: int = 0,
     world: int = 1,
@@ -453,15 +459,16 @@ def train_batches(
     """Endless training batches from update `start_step` on: `accumulate` micro-batches per update.
 
     A batch holds `batch_size / (world * accumulate)` images per domain. The concatenation over
-    micro-batches and ranks is the global batch, whatever the split. Without `use_target` the target root is
-    not touched; target labels are never listed or opened, except, with `pseudo_labels`, those that `da label` wrote.
+    micro-batches and ranks is the global batch, whatever the split. Without `with_labels` the source's are not looked
+    for, and every pixel is ignored. Without `use_target` the target root is not touched; target labels are never
+    listed or opened, except, with `pseudo_labels`, those that `da label` wrote.
 
     Raises:
         UserError: a root, split or label is missing, or `batch_size` cannot be shared out. While iterating:
             a file cannot be decoded, holds unknown ids, or images of one batch differ in size.
     """
     check_batch_size(config, world, accumulate)
-    streams = [_Stream(config.source, config.classes, "source", seed, with_labels=True)]
+    streams = [_Stream(config.source, config.classes, "source", seed, with_labels)]
     if use_target:
         if config.target is None:
             raise UserError("data.target: required, the method adapts to a target domain")

@@ -94,7 +94,7 @@ class RunLog:
         """`picture`: (H, W, 3) uint8 RGB."""
         self._board.add_image(tag, picture, step, dataformats="HWC")
 
-    def result(self, step: int, settings: Mapping[str, Any], miou: float) -> None:
+    def result(self, step: int, settings: Mapping[str, Any], figures: Mapping[str, float]) -> None:
         """A row of TensorBoard's HParams tab.
 
         Its columns are the settings of all runs, those that differ first, and all scalars in the order of their names,
@@ -107,7 +107,8 @@ class RunLog:
         _, begin, end = hparams({key: _cell(value) for key, value in settings.items()}, {})
         for summary in (begin, end):
             self._writer.add_summary(summary, step)
-        self._board.add_scalar("Result/mIoU", miou, step)
+        for name, value in figures.items():
+            self._board.add_scalar(f"Result/{name}", value, step)
 
     def flush(self) -> None:
         """Hand everything to the disk, as before a checkpoint."""

@@ -99,7 +99,8 @@ class Window:
 class Loop:
     """Trains `stepper.trainer` until `config.steps`, continuing from the newest whole checkpoint in `folder`.
 
-    `validate(step, limit)` returns scalars with `val/mIoU` among them; `limit` asks for that many images only.
+    `validate(step, limit)` returns scalars with `score` among them; `limit` asks for that many images only. The higher
+    the score the better.
     `show(step, batch)` draws training pictures of the last micro-batch. `stamp` is stored in every checkpoint, so that
     one can be used alone; `take_up(state, source)` fills the networks from one. `groups` of classes get a chart each.
     `poll()` and `validate` raise `Stopped`, in all processes together, when the run is asked to stop; within
@@ -123,12 +124,13 @@ class Loop:
         poll: Callable[[], None],
         waiting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
         groups: Iterable[str] = (),
+        score: str = "val/mIoU",
     ) -> None:
         self.stepper, self.config, self.folder = stepper, config, folder
         self.validate, self.show, self.stamp, self.poll, self.waiting = validate, show, stamp, poll, waiting
-        self.groups = tuple(groups)
+        self.groups, self.score = tuple(groups), score
         self.checkpoints = folder / "checkpoints"
-        self.start, self.best = 0, {"step": 0, "val/mIoU": -1.0}
+        self.start, self.best = 0, {"step": 0, score: -1.0}
         self.window = Window()
         self.unvalidated: dict[str, Any] | None = None
         self.owner = lock.owner(folder)
@@ -236,8 +238,8 @@ class Loop:
         self._confirm()
         if self.log:
             self.log.scalars(step, scores)
-        if scores["val/mIoU"] > self.best["val/mIoU"]:
-            self.best = {"step": step, "val/mIoU": scores["val/mIoU"]}
+        if scores[self.score] > self.best[self.score]:
+            self.best = {"step": step, self.score: scores[self.score]}
             self._keep("best.pt", step)
         return scores
 

@@ -11,7 +11,7 @@ and the `progressive` decoder are those of the repository Lextal/pspnet-pytorch.
 
 import math
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal, NamedTuple, cast
+from typing import Annotated, Literal, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,8 @@ from da.nets.weights import load_backbone
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+N = TypeVar("N", bound="Encoder")
 
 
 def _known_backbone(name: str) -> str:
@@ -211,34 +213,128 @@ def _init_head(head: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class PSPNet(nn.Module):
-    """The segmenter: RGB images in [0, 1] of any size in, class logits of the same size out.
+def is_of_encoder(name: str) -> bool:
+    """Whether a tensor of this name belongs to an `Encoder` without its heads."""
+    return name.startswith("backbone.") or name in ("mean", "std")
 
-    Batch 1 trains with `ppm_norm: group` (the default) or `bn: frozen`; with `ppm_norm: batch` the bin-1
-    branch has one value per channel, which BatchNorm cannot normalise.
 
-    The buffers `mean` and `std` (RGB, [0, 1]) belong to the weights and are saved with them, so a checkpoint
-    carries its own input statistics. ImageNet's are used unless the backbone's file names others.
+class Encoder(nn.Module):
+    """A backbone with the statistics that its images are normalised by. Subclasses add heads, then call `settle`.
+
+    The buffers `mean` and `std` (RGB, [0, 1]) belong to the weights and are saved with them, so a checkpoint carries
+    its own input statistics. ImageNet's are used unless the backbone's file names others.
 
     Args:
         config: the `model:` section.
-        num_classes: channels of the logits.
 
     Attributes:
         load_report: what `config.weights` filled.
 
     Raises:
-        UserError: the weights cannot be found or do not fit, or `freeze` names nothing, or everything.
+        UserError: the weights cannot be found or do not fit.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: PSPNetConfig, num_classes: int) -> None:
+    def __init__(self, config: PSPNetConfig) -> None:
         super().__init__()
         self.config = config
         self.backbone = _backbone(config)
         self.load_report = load_backbone(self.backbone, config.weights, config.backbone)
+        imagenet = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        mean, std = self.load_report.statistics or imagenet
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def settle(self) -> None:
+        """Give all norms the kind that `config.bn` names, and freeze what is to stay as it was loaded.
+
+        Raises:
+            UserError: `freeze` names nothing, or everything.
+        """
+        config = self.config
+        if config.bn == "per_domain":
+            replace_norms(self, DomainBatchNorm2d)
+        elif config.bn == "sync":
+            replace_norms(self, SyncBatchNorm2d)
+        for pattern in config.freeze:
+            if not self._named(pattern):
+                inside = [f"backbone.{name}" for name, _ in self.backbone.named_children()]
+                heads = [name for name, _ in self.named_children() if name != "backbone"]
+                known = ", ".join(inside + heads)
+                raise UserError(f"model.freeze: {pattern!r} names no module; known: {known}, and theirs")
+        for module in self._frozen():
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise UserError("model.freeze: leaves nothing to train; name fewer modules")
+        self.train()
+
+    def encode(self, image: Tensor, domain: Domain = "target") -> tuple[Tensor, Tensor]:
+        """The backbone's maps layer3 and layer4, (B, C, h, w), of RGB images (B, 3, H, W) in [0, 1]."""
+        for module in self.modules():
+            if isinstance(module, DomainBatchNorm2d):
+                module.domain = domain
+        return self.backbone(self.normalised(image))
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """RGB images (B, 3, H, W) in [0, 1] as the backbone takes them."""
+        return (image - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Trainable parameters of the backbone and of the heads; each is in exactly one of the two lists."""
+        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
+        heads = [p for head in self._heads() for p in head.parameters() if p.requires_grad]
+        return backbone, heads
+
+    def train(self: N, mode: bool = True) -> N:
+        """Set training mode; under `bn: frozen` every BatchNorm stays in evaluation mode."""
+        super().train(mode)
+        if self.config.bn == "frozen":
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        for module in self._frozen():
+            module.training = False
+        return self
+
+    def random_tensors(self) -> set[str]:
+        """Names of the tensors that no weights file has filled."""
+        filled = "backbone." if self.load_report.tensors else None
+        return {name for name in self.state_dict() if filled is None or not name.startswith(filled)}
+
+    def _heads(self) -> list[nn.Module]:
+        return [module for name, module in self.named_children() if name != "backbone"]
+
+    def _frozen(self) -> list[nn.Module]:
+        """The modules that stay as they were loaded."""
+        stages = self.backbone.stages()[: self.config.frozen_stages] if self.config.frozen_stages else []
+        named = [module for pattern in self.config.freeze for module in self._named(pattern)]
+        return [module for stage in stages for module in stage] + named
+
+    def _named(self, pattern: str) -> list[nn.Module]:
+        """The modules whose names fit, and what is in them."""
+        fits = (pattern, f"{pattern}.*")
+        return [m for name, m in self.named_modules() if name and any(fnmatchcase(name, each) for each in fits)]
+
+
+class PSPNet(Encoder):
+    """The segmenter: RGB images in [0, 1] of any size in, class logits of the same size out.
+
+    Batch 1 trains with `ppm_norm: group` (the default) or `bn: frozen`; with `ppm_norm: batch` the bin-1
+    branch has one value per channel, which BatchNorm cannot normalise.
+
+    Args:
+        config: the `model:` section.
+        num_classes: channels of the logits.
+
+    Raises:
+        UserError: as of `Encoder`.
+    """
+
+    def __init__(self, config: PSPNetConfig, num_classes: int) -> None:
+        super().__init__(config)
         progressive, align = config.decoder == "progressive", config.align_corners
         norm = "none" if progressive else config.ppm_norm
         self.ppm = PyramidPooling(self.backbone.num_features, config.bins, norm, align)
@@ -251,24 +347,7 @@ class PSPNet(nn.Module):
                 _init_head(head)
         # After the others, so that their weights are drawn alike with it and without.
         self.presence = _presence_head(layer3, num_classes) if config.presence else None
-        if config.bn == "per_domain":
-            replace_norms(self, DomainBatchNorm2d)
-        elif config.bn == "sync":
-            replace_norms(self, SyncBatchNorm2d)
-        imagenet = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-        mean, std = self.load_report.statistics or imagenet
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-        for pattern in config.freeze:
-            if not self._named(pattern):
-                known = ", ".join(f"backbone.{name}" for name, _ in self.backbone.named_children())
-                raise UserError(f"model.freeze: {pattern!r} names no module; known: {known}, ppm, cls, aux, and theirs")
-        for module in self._frozen():
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(False)
-        if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise UserError("model.freeze: leaves nothing to train; name fewer modules")
-        self.train()
+        self.settle()
 
     def forward(self, image: Tensor, domain: Domain = "target") -> Scores:
         """Logits at the size of the image.
@@ -299,11 +378,7 @@ class PSPNet(nn.Module):
     def features(self, image: Tensor, domain: Domain = "target") -> Features:
         """What the heads see, at the output stride: the first half of `scores`."""
         self._check_batch(image.shape[0])  # len() would fix the batch in an exported graph
-        for module in self.modules():
-            if isinstance(module, DomainBatchNorm2d):
-                module.domain = domain
-        normalised = (image - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)
-        layer3, layer4 = self.backbone(normalised)
+        layer3, layer4 = self.encode(image, domain)
         return Features(self.ppm(layer4), layer3)
 
     def classify(self, features: Features) -> Scores:
@@ -314,48 +389,12 @@ class PSPNet(nn.Module):
             return Scores(main, aux)
         return Scores(main, aux, self.presence(features.layer3.amax((2, 3))))
 
-    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Trainable parameters of the backbone and of the heads; each is in exactly one of the two lists."""
-        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
-        heads = [p for head in self._heads() for p in head.parameters() if p.requires_grad]
-        return backbone, heads
-
-    def train(self, mode: bool = True) -> "PSPNet":
-        """Set training mode; under `bn: frozen` every BatchNorm stays in evaluation mode."""
-        super().train(mode)
-        if self.config.bn == "frozen":
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
-        for module in self._frozen():
-            module.training = False
-        return self
-
     def class_tensors(self) -> list[str]:
         """Names of the tensors that depend on the classes: those of the layers that give the logits."""
         heads = {"cls": self.cls, "aux": self.aux, "presence": self.presence}
         return [
             f"{name}.{len(h) - 1}.{key}" for name, h in heads.items() if h is not None for key in h[-1].state_dict()
         ]
-
-    def random_tensors(self) -> set[str]:
-        """Names of the tensors that no weights file has filled."""
-        filled = "backbone." if self.load_report.tensors else None
-        return {name for name in self.state_dict() if filled is None or not name.startswith(filled)}
-
-    def _frozen(self) -> list[nn.Module]:
-        """The modules that stay as they were loaded."""
-        stages = self.backbone.stages()[: self.config.frozen_stages] if self.config.frozen_stages else []
-        named = [module for pattern in self.config.freeze for module in self._named(pattern)]
-        return [module for stage in stages for module in stage] + named
-
-    def _named(self, pattern: str) -> list[nn.Module]:
-        """The modules whose names fit, and what is in them."""
-        fits = (pattern, f"{pattern}.*")
-        return [m for name, m in self.named_modules() if name and any(fnmatchcase(name, each) for each in fits)]
-
-    def _heads(self) -> list[nn.Module]:
-        return [head for head in (self.ppm, self.cls, self.aux, self.presence) if head is not None]
 
     def _upsample(self, logits: Tensor, size: torch.Size) -> Tensor:
         # Contiguous, so that the large result is, whatever the network's layout: softmax over channels would copy it.

@@ -26,7 +26,7 @@ from da.data.transforms import photometric
 from da.engine import dist
 from da.engine.stepper import Backward, Remembers
 from da.experiment import Experiment
-from da.nets.pspnet import PSPNet, Scores
+from da.nets.pspnet import Encoder, PSPNet, Scores
 from da.supervised import LossConfig, dice_loss, lovasz_softmax, pixel_loss, pixel_weights, presence_loss
 
 
@@ -38,6 +38,9 @@ class Trainer(ABC):
     headline: ClassVar[Mapping[str, str]] = {"loss/seg": "loss"}
     takes_other_classes: ClassVar[bool] = False  # True: of an `init` with other classes it replaces the classifiers
     is_translation: ClassVar[bool] = False  # True: it trains generators, and its score is that of a frozen segmenter
+    is_pretext: ClassVar[bool] = False  # True: it trains an encoder and no segmenter, and opens no label (`pretext`)
+    score: ClassVar[str] = "mIoU"  # the figure of a validation that says how good it is; the higher the better
+    example_titles: ClassVar[tuple[str, ...]] = ()  # of the columns of `examples`
 
     modules: dict[str, nn.Module]  # everything with weights or buffers; saved, restored, moved
     optimizers: dict[str, Optimizer]  # each parameter in exactly one group of one optimiser
@@ -56,10 +59,15 @@ class Trainer(ABC):
         self.config = config
         self.classes = config.data.classes  # what the segmenter tells apart
         self.memory: dict[str, Remembers] = {}  # what else a continuation needs (`da.engine.history`)
-        if self.is_translation and config.loss != LossConfig():
+        if (self.is_translation or self.is_pretext) and config.loss != LossConfig():
             raise UserError(f"loss: {config.trainer} trains no segmenter; leave the section out")
         if isinstance(config.loss.class_weights, tuple):
             self.class_weights = torch.tensor(config.loss.class_weights)
+
+    @property
+    def encoder(self) -> Encoder:
+        """What `model:` describes and `init` fills: the segmenter, or an encoder alone."""
+        return self.segmenter
 
     def started(self, fresh: Set[str]) -> None:  # noqa: B027
         """The segmenter has its starting weights; `fresh` names those of its tensors that are random.
@@ -73,7 +81,7 @@ class Trainer(ABC):
 
         `backward(loss)` adds a loss's gradients; the engine steps all optimisers afterwards. How often it is called may
         differ between updates, but not between the processes of a run. Returns 0-d tensors under their TensorBoard
-        names (`loss/...`, `d/...`, `agreement/...`); nothing here may wait for the device.
+        names (`loss/...`, `d/...`, `agreement/...`, `accuracy/...`); nothing here may wait for the device.
         """
 
     def predict(self, image: Tensor) -> Tensor:
@@ -139,7 +147,8 @@ class Trainer(ABC):
         raise UserError(f"trainer {self.config.trainer} translates no images; name a run of {translators}")
 
     def examples(self, batch: Batch) -> list[tuple[Tensor, ...]]:
-        """Rows of RGB images (B, 3, H, W) in [0, 1] that TensorBoard shows, each with the segmenter's prediction."""
+        """Rows of RGB images (B, 3, H, W) in [0, 1] that TensorBoard shows under `example_titles`, each with the
+        predictions of a trained segmenter."""
         return []
 
     def warm_in(self, start: int, steps: int) -> float:
@@ -169,7 +178,7 @@ def check_aux(config: Experiment, *weights: str) -> None:
 
 def methods() -> list[str]:
     """Names of all methods in this folder."""
-    return sorted(m.name for m in pkgutil.iter_modules(da.trainers.__path__) if m.name != "base")
+    return sorted(m.name for m in pkgutil.iter_modules(da.trainers.__path__) if m.name not in ("base", "pretext"))
 
 
 def find(name: str) -> ModuleType:

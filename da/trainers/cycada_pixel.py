@@ -63,6 +63,7 @@ class Config(Section):
 
 class Trainer(base.Trainer):
     is_translation: ClassVar[bool] = True
+    example_titles = ("real", "translated", "cycled")
     headline = {"loss/cycle": "cycle loss", "agreement/st": "agreement"}
 
     def __init__(self, config: base.Experiment) -> None:

@@ -49,6 +49,7 @@ class Config(SegmenterSGD):
 
 class Trainer(base.Trainer):
     headline: ClassVar = {"loss/seg": "loss", "loss/ent": "entropy penalty"}
+    example_titles: ClassVar = ("source", "swapped", "target")
 
     def __init__(self, config: base.Experiment) -> None:
         super().__init__(config)

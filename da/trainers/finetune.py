@@ -55,7 +55,7 @@ class Trainer(base.Trainer):
         m = self.method
         base.check_aux(config, "lambda_aux")
         self.segmenter = PSPNet(config.model, len(self.classes))
-        self.encoder, heads = self.segmenter.parameter_groups()  # those that train
+        self.encoder_weights, heads = self.segmenter.parameter_groups()  # those that train
         if m.head_steps and not heads:
             raise UserError("method.head_steps: model.freeze leaves no head to train; set it to 0")
         optimizer = m.build(self.segmenter)
@@ -89,7 +89,7 @@ class Trainer(base.Trainer):
         """Stop (or let) gradients reach the encoder. While held it keeps its batch statistics, and drops no path."""
         if held:
             self.segmenter.backbone.eval()  # until the engine says `train()`, before each update
-        for parameter in self.encoder:
+        for parameter in self.encoder_weights:
             parameter.requires_grad_(not held)
 
     def predict(self, image: Tensor) -> Tensor:
