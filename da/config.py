@@ -1,8 +1,9 @@
 """YAML with `base:` files and dotted overrides -> frozen, checked sections. Knows no torch.
 
     files    `base: [a.yaml, b.yaml]` is read first, later files win, mappings merge, lists replace
-    command  `section.key=value` wins over every file; a value that begins with `[`, `{` or a quote is YAML, any other
-             is taken as it is typed: a number, true, false, null, or text, also where the text looks like a number
+    command  `section.key=value` wins over every file, `section.0.key=value` over an entry of a list; a value that
+             begins with `[`, `{` or a quote is YAML, any other is taken as it is typed: a number, true, false, null, or
+             text, also where the text looks like a number
     paths    `${GTA5_ROOT}` and other environment variables that end in `_ROOT` are the only interpolation
 
 Every room that reads settings defines them as a `Section` beside the code that reads them. All mistakes are
@@ -167,12 +168,23 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge two trees: mappings merge, everything else (lists too) is replaced by `high`."""
+    """Merge two trees: mappings merge, everything else (lists too) is replaced by `high`, of which numbers as keys name
+    the entries of a list: `{"a": {"0": {"b": 1}}}`."""
     out = dict(low)
     for key, value in high.items():
         below = out.get(key)
-        out[key] = merge(below, value) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            out[key] = merge(below, value)
+        elif isinstance(value, Mapping) and isinstance(below, list) and _names_entries(value, below):
+            entries = merge({str(n): entry for n, entry in enumerate(below)}, {str(n): v for n, v in value.items()})
+            out[key] = list(entries.values())
+        else:
+            out[key] = value
     return out
+
+
+def _names_entries(value: Mapping[Any, Any], of: list[Any]) -> bool:
+    return bool(value) and value.keys() <= {*range(len(of)), *map(str, range(len(of)))}
 
 
 class Tree:

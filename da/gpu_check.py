@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from da import bench
+from da.config import read_tree
 from da.data.transforms import DomainConfig
 from da.engine import checkpoint, dist, run_files
 from da.engine.log import say
@@ -40,8 +41,10 @@ from da.environment import driver
 from da.run import load_config, make_stepper, run_folder
 from da.trainers import base
 
-SMALL = ("model.backbone=resnet18", "model.head_channels=16", "data.source.crop=[64, 48]", "data.target.crop=[64, 48]")
-SMALL_METHOD = {"blocks": 1, "width": 8}  # of networks that a method brings itself
+SMALL = ("model.backbone=resnet18", "model.head_channels=16")
+SMALL_CROP = "[64, 48]"
+SMALL_METHOD = {"blocks": 1, "width": 8, "decoder_width": 8, "width_d": 8}  # of networks that a method brings itself
+SMALL_METHOD |= {"patch": 32, "cell": 14, "tile": 8}  # what a method cuts of such crops
 SHORT = ("run.steps=24", "run.save_every=8", "run.val_every=24", "run.log_every=8", "data.workers=0")
 SECONDS = 120.0  # at most for one measurement: one that hangs leaves time for the others
 TIMED_MS = 4000  # that the timed updates take together, about
@@ -316,10 +319,11 @@ def step_row(method: str, name: str, precision: Precision, deterministic: bool) 
     """
     set_deterministic(deterministic)
     device = dist.pick_device(name)
-    settings = [f"data.{stream}.root=unused" for stream in ("source", "target", "val")]
+    file = experiment(method, "gta2city")
+    settings = [f"data.{stream}.root=unused" for stream in [*training_streams(file), "val"]]
     settings += [f"run.precision={definite(precision, device)}", "model.weights=none"]
-    settings += small_settings(method) if device.type == "cpu" else []
-    config = load_config([experiment(method, "gta2city")], settings)
+    settings += small_settings(method, file) if device.type == "cpu" else []
+    config = load_config([file], settings)
     trainer = base.build(config)
     stepper = make_stepper(trainer, config, device)
     count, source = config.data.batch_size, config.data.source[0]
@@ -371,9 +375,18 @@ def experiment(method: str, table: str) -> str:
     return f"experiments/{table}/{named[1]}"
 
 
-def small_settings(method: str) -> list[str]:
+def training_streams(file: str) -> list[str]:
+    """Of which folders an experiment trains, as keys below `data`: `source`, or `source.0` and so on; `target`."""
+    data = read_tree([file]).values["data"]
+    source, target = data["source"], data.get("target")
+    entries = [f"source.{n}" for n in range(len(source))] if isinstance(source, list) else ["source"]
+    return [*entries, *(["target"] if target else [])]
+
+
+def small_settings(method: str, file: str) -> list[str]:
     fields = base.find(method).Config.model_fields
-    return [*SMALL, *(f"method.{key}={value}" for key, value in SMALL_METHOD.items() if key in fields)]
+    own = [f"method.{key}={value}" for key, value in SMALL_METHOD.items() if key in fields]
+    return [*SMALL, *(f"data.{stream}.crop={SMALL_CROP}" for stream in training_streams(file)), *own]
 
 
 def short_run(method: str, folder: Path, device: str) -> tuple[list[str], Path]:
@@ -381,10 +394,12 @@ def short_run(method: str, folder: Path, device: str) -> tuple[list[str], Path]:
     into `folder`, and where the run will be below the folder of all runs."""
     bench.write_pairs(folder / "images", 4, (320, 160))
     data = {"dataset": "gta5", "root": str(folder / "images"), "split": "all"}
-    words = [f"data.{stream}.{key}={value}" for stream in ("source", "target", "val") for key, value in data.items()]
-    words += ["data.source.labels=null", *SHORT, f"run.device={device}"]
-    words += [*small_settings(method), "run.precision=fp32"] if device == "cpu" else []
     file = experiment(method, "mini")
+    streams = training_streams(file)
+    words = [f"data.{stream}.{key}={value}" for stream in [*streams, "val"] for key, value in data.items()]
+    words += [*(f"data.{stream}.labels=null" for stream in streams if stream != "target"), *SHORT]
+    words += [f"run.device={device}"]
+    words += [*small_settings(method, file), "run.precision=fp32"] if device == "cpu" else []
     config = load_config([file], words)
     if config.init:  # any weights do, and there may be no run of the segmenter here
         start = folder / "segmenter.pt"

@@ -1,6 +1,6 @@
 """The report: collect runs, draw a few predictions, and write the tables and the page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 
 from da.comparison import page, published, tables
 from da.comparison.compare import Block, Run, compare, find_runs, published_alone
-from da.config import EXPERIMENTS, Tree, UserError
+from da.config import EXPERIMENTS, Tree, UserError, read_tree
 from da.engine import dist
 from da.engine.log import bar, say
 from da.engine.run_files import write_text
@@ -41,11 +41,15 @@ def report(folders: Sequence[Path], table: str | None, root: Path, out: Path, pi
         if not folders and _none_yet(root, table, literature)
         else find_runs(folders or [root / str(table)], translators)
     )
-    runs = [replace(run, config=_completed(run.config)) for run in runs]
+    pretraining = [run for run in runs if _is_pretext(run.config)]
+    runs = [replace(run, config=_completed(run.config)) for run in runs if run not in pretraining]
+    if pretraining and not runs:
+        raise UserError(f"{pretraining[0].folder}: trained an encoder, no segmenter; name runs that start from it")
     strange = [run for run in runs if table and run.config["experiment"] != table]
     if strange:
         raise UserError(f"{strange[0].folder}: a run of {strange[0].config['experiment']}, not of --table {table}")
-    expected = sorted(path.stem for path in (EXPERIMENTS / table).glob("*.yaml")) if table else []
+    shipped = sorted((EXPERIMENTS / table).glob("*.yaml")) if table else []
+    expected = [path.stem for path in shipped if not _is_pretext(read_tree([path]).values)]
     blocks = compare(runs, literature, expected) if runs else published_alone(str(table), literature, expected)
     examples, remarks = draw_examples(blocks[0], pictures) if pictures else ([], [])
     out.mkdir(parents=True, exist_ok=True)
@@ -54,6 +58,7 @@ def report(folders: Sequence[Path], table: str | None, root: Path, out: Path, pi
     write_text(out / "table.tex", tables.latex(blocks, literature))
     write_text(out / "index.html", page.html(blocks, literature, examples, remarks))
     reasons = [f"{b.experiment}: {b.apart}" for b in blocks if b.apart]
+    remarks += [f"{run.folder.name}: left out: it trained an encoder, no segmenter" for run in pretraining]
     for text in dict.fromkeys([*(note for b in blocks for row in b.rows for note in row.notes), *reasons, *remarks]):
         say(text)
     number = f"{len(runs)} run" + "s" * (len(runs) > 1)
@@ -69,6 +74,10 @@ def _completed(config: dict[str, Any]) -> dict[str, Any]:
         return check_config(stored).model_dump(mode="json")
     except UserError:  # of a trainer or with keys that are no more
         return config
+
+
+def _is_pretext(config: Mapping[str, Any]) -> bool:
+    return config["trainer"] in base.methods() and base.find(config["trainer"]).Trainer.is_pretext
 
 
 def _none_yet(root: Path, table: str | None, literature: published.Published) -> bool:

@@ -550,9 +550,7 @@ def restore(
     stored.typed = tree.typed
     config = check_config(stored)
     if base.find(config.trainer).Trainer.is_pretext:
-        raise UserError(
-            f"{path}: {config.trainer} trained an encoder, and no segmenter; start a run from it: init={path}"
-        )
+        raise UserError(f"{path}: {config.trainer} trained an encoder, no segmenter; start a run from it: init={path}")
     own = _stored_classes(state, path)
     config.data.classes.merged_from(own, config.eval.merge)  # refuses other classes
     bare = config.model.model_copy(update={"weights": "none"})  # the checkpoint has them all

@@ -54,7 +54,8 @@ def _trial(config: base.Experiment, formats: list[bool]) -> Callable[[dict[str, 
 
     def images(domain: DomainConfig) -> Tensor:
         width, height = domain.crop or domain.size or (320, 160)
-        shrink = min(1.0, 256 / math.sqrt(width * height))
+        largest = math.inf if trainers[formats[0]].is_pretext else 256  # which cuts patches of a size of its own
+        shrink = min(1.0, largest / math.sqrt(width * height))
         shape = (count, 3, int(height * shrink), int(width * shrink))
         return (torch.arange(math.prod(shape)) * 37 % 251).to(torch.uint8).view(shape)
 

@@ -125,6 +125,15 @@ def test_sections_are_frozen():
         Inner().rate = 2.0
 
 
+def test_numbers_as_keys_name_the_entries_of_a_list():
+    low = {"a": [{"b": 1, "c": 2}, {"b": 3}]}
+    assert merge(low, {"a": {"1": {"b": 4}}}) == {"a": [{"b": 1, "c": 2}, {"b": 4}]}
+    assert merge(low, {"a": {0: {"c": 5}}}) == {"a": [{"b": 1, "c": 5}, {"b": 3}]}
+    assert merge(low, {"a": {"2": {"b": 4}}}) == {"a": {"2": {"b": 4}}}  # no such entry
+    assert merge(low, {"a": {"b": 4}}) == {"a": {"b": 4}}
+    assert low == {"a": [{"b": 1, "c": 2}, {"b": 3}]}
+
+
 def test_merge_leaves_its_inputs_alone_and_difference_names_keys():
     low, high = {"a": {"b": 1, "c": [1, 2]}}, {"a": {"c": [3]}}
     assert merge(low, high) == {"a": {"b": 1, "c": [3]}}

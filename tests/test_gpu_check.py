@@ -55,13 +55,14 @@ def test_the_script_writes_and_prints_one_table(tmp_path):
 def test_every_trainer_can_be_measured(method, monkeypatch):
     monkeypatch.setattr(gpu_check, "TIMED_MS", 0)
     row = gpu_check.step_row(method, "cpu", "fp32", False)
-    images = 1 + base.find(method).Trainer.uses_target
-    assert row.images_per_second == pytest.approx(images / row.seconds)
-    assert "64x48, batch 1, fp32" in row.what
+    trainer = base.find(method).Trainer
+    batch = 32 if trainer.is_pretext else 1
+    assert row.images_per_second == pytest.approx(batch * (1 + trainer.uses_target) / row.seconds)
+    assert f"64x48, batch {batch}, fp32" in row.what
 
 
 def test_the_size_of_an_image_is_the_full_experiments(monkeypatch):
-    monkeypatch.setattr(gpu_check, "SMALL", ("model.backbone=resnet18", "model.head_channels=16"))
+    monkeypatch.setattr(gpu_check, "SMALL_CROP", "null")
     asked = []
 
     def batch(*given):

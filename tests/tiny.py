@@ -21,12 +21,22 @@ SETTINGS = (
     "run.device=cpu",
 )
 METHOD_FILES = {method: method for method in base.methods()} | {"adaptsegnet": "adaptsegnet_multi"}
+SEGMENTERS = [  # methods that train one
+    method
+    for method in base.methods()
+    if not (base.find(method).Trainer.is_translation or base.find(method).Trainer.is_pretext)
+]
 # What refines a segmenter's loss, all at once; `median_frequency` counts the source, the list does not.
 TERMS = "ohem: {threshold: 0.05, min_kept: 100}, lambda_lovasz: 0.7, lambda_dice: 0.3, lambda_presence: 0.4"
 HEADS = ("model.presence=true", "model.decoder=progressive")
 REFINED = (f"loss={{class_weights: {[1 + c % 5 for c in range(19)]}, {TERMS}}}", *HEADS)
 COUNTED = (f"loss={{class_weights: median_frequency, weight_cap: 5, {TERMS}}}", *HEADS)
-SMALLER = {
+PATCHES = {  # what the pretext tasks cut of such crops
+    "rotation": ("method.patch=32",),
+    "jigsaw": ("method.cell=14", "method.tile=8", "method.width=16", "method.permutations=20"),
+    "inpainting": ("method.patch=32", "method.decoder_width=16", "method.width_d=8"),
+}
+SMALLER = PATCHES | {
     "cycada_pixel": ("method.blocks=1", "method.width=8"),  # the settings above leave its own networks large
     "finetune": ("method.head_steps=12", "method.warmup=6", "method.l2_sp={}"),  # both stages in a few updates
 }
@@ -56,7 +66,7 @@ def train_words(method: str, gta5_root: Path, cityscapes_root: Path) -> list[str
 def tiny(name: str, gta5_root: Path, cityscapes_root: Path, *extra: str) -> base.Experiment:
     """Experiment `experiments/mini/<name>.yaml` on the fixtures' folders."""
     file = str(REPOSITORY / f"experiments/mini/{name}.yaml")
-    config = load_config([file], [*overrides(gta5_root, cityscapes_root), *extra])
+    config = load_config([file], [*overrides(gta5_root, cityscapes_root), *PATCHES.get(name, ()), *extra])
     if config.init is None or Path(config.init).exists():
         return config
     return config.model_copy(update={"init": str(segmenter_checkpoint(gta5_root, cityscapes_root))})

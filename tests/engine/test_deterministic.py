@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import METHOD_FILES, REFINED, overrides, tiny
+from tiny import METHOD_FILES, REFINED, SEGMENTERS, SMALLER, overrides, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from da.cli import main
@@ -61,9 +61,8 @@ def restored(monkeypatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("method", METHOD_FILES)
 def test_an_update_has_only_operations_with_a_deterministic_form(method, gta5_root, cityscapes_root):
-    translation = ("method.blocks=1", "method.width=8")
-    refined = ("data.jitter=0.2", "data.blur=0.5", *REFINED)
-    extra = translation if method == "cycada_pixel" else refined
+    extra = SMALLER.get(method, ()) if method == "cycada_pixel" else ("data.jitter=0.2", "data.blur=0.5")
+    extra += REFINED if method in SEGMENTERS else ()
     config = tiny(METHOD_FILES[method], gta5_root, cityscapes_root, *extra)
     trainer = base.build(config)
     stepper = make_stepper(trainer, config, torch.device("cpu"))

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from test_contract import METHODS, NothingIsReadBack, backward, batch
-from tiny import METHOD_FILES, REFINED, tiny
+from test_contract import NothingIsReadBack, backward, batch
+from tiny import METHOD_FILES, REFINED, SEGMENTERS, tiny
 
 from da.config import UserError
 from da.data import statistics
@@ -13,7 +13,6 @@ from da.run import train
 from da.supervised import LossConfig
 from da.trainers import base
 
-SEGMENTERS = [method for method in METHODS if not base.find(method).Trainer.is_translation]
 WEIGHTS = "[" + ", ".join(str(1 + c % 5) for c in range(19)) + "]"
 OHEM = "loss.ohem={threshold: 0.05, min_kept: 100}"
 OVERLAP = ("loss.lambda_lovasz=0.7", "loss.lambda_dice=0.3")
