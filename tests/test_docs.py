@@ -169,6 +169,9 @@ def check_launch(words: list[str]) -> None:
     if script.name == "gta2city_cycada.sh":
         assert f'stages="{" ".join(STAGES)}"' in text
         files = {stage: stage for stage in STAGES}
+    elif script.name == "selfsup.sh":
+        tasks = re.findall(r"^TASKS=.*:-([\w ]+)", text, re.M)[0].split()
+        files = {task: task for task in tasks} | {"": "finetune"}
     else:
         chosen = dict(word.split("=", 1) for word in before if "=" in word and not word.startswith("-"))
         own = re.search(r'^train_table gta2city "[^"]*" (\w+)', text, re.M)
@@ -191,7 +194,7 @@ def test_yaml_blocks_are_settings(page):
 
 
 def test_tables_link_each_method_and_the_licence_is_said():
-    methods = {p.stem for p in (REPOSITORY / "da/trainers").glob("*.py")} - {"__init__", "base"}
+    methods = {p.stem for p in (REPOSITORY / "da/trainers").glob("*.py")} - {"__init__", "base", "pretext"}
     assert methods <= {Path(target).stem for target in links(README)}
     assert (REPOSITORY / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))

@@ -128,6 +128,23 @@ def test_fda_runs_both_stages_and_ends_with_the_means(tmp_path, gta5_root, citys
     assert (refused.returncode, refused.stderr.count("error:")) == (2, 1)
 
 
+def test_selfsup_pretrains_and_compares_with_none(tmp_path, gta5_root, cityscapes_root):
+    settings = [*overrides(gta5_root, cityscapes_root), "run.steps=1", "run.val_every=1"]
+    chain = {"RUNS": str(tmp_path), "TASKS": "rotation", "LABELS": "2", "PRETRAIN": "method.patch=32"}
+    done = launch("selfsup.sh", *settings, **chain)
+    assert done.returncode == 0, done.stderr
+    runs = [tmp_path / f"mini/{name}-seed0" for name in ("rotation", "no_task_2_labels", "rotation_2_labels")]
+    assert all((run / "summary.json").exists() for run in runs)
+    assert f"encoder starts from {runs[0] / 'checkpoints/last.pt'} (step 1)" in done.stdout
+    table = (tmp_path / "report/mini/table.md").read_text()
+    assert "no_task_2_labels" in table
+    assert "rotation_2_labels" in table
+    refused = launch("selfsup.sh", "init=other", RUNS=str(tmp_path))
+    assert (refused.returncode, refused.stderr.count("error:")) == (2, 1)
+    unknown = launch("selfsup.sh", TASKS="relative_location", RUNS=str(tmp_path))
+    assert (unknown.returncode, "relative_location: no such file" in unknown.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [

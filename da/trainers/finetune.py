@@ -42,6 +42,7 @@ class Config(SegmenterSGD):
     lambda_aux: NonNegativeFloat = 0.4  # weight of the auxiliary head's loss
     head_steps: NonNegativeInt = 0  # updates of the heads alone, before the others; `run.steps` or more: all
     warmup: NonNegativeInt = 0  # updates over which the encoder's rates rise, once it trains
+    from_scratch: bool = False  # True: that all weights begin at random is meant, as for a baseline
     l2_sp: L2SP | None = None  # `l2_sp={}` takes the authors' alpha and beta
 
 
@@ -73,8 +74,11 @@ class Trainer(base.Trainer):
         Raises:
             UserError: all weights are random.
         """
-        if fresh >= self.segmenter.state_dict().keys():
-            raise UserError("init: nothing to start from; name a run or a checkpoint, or an encoder in model.weights")
+        if fresh >= self.segmenter.state_dict().keys() and not self.method.from_scratch:
+            raise UserError(
+                "init: nothing to start from; name a run or a checkpoint, or an encoder in model.weights (for a "
+                "baseline without: method.from_scratch=true)"
+            )
         if self.towards_start is not None:
             self.towards_start.begin(fresh)
 
