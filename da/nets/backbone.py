@@ -139,6 +139,7 @@ class ResNet(nn.Module):
     Attributes:
         stem: as given.
         layer3_channels, num_features: channels of the two outputs.
+        stride: input pixels per feature cell.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class ResNet(nn.Module):
         self.stem = stem
         self.layer3_channels = 256 * block.expansion
         self.num_features = 512 * block.expansion
+        self.stride: int = output_stride
 
         widths = STEM_WIDTHS[stem]
         if len(widths) == 1:

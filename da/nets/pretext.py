@@ -4,6 +4,7 @@ segmenter, so that a run can start from them."""
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from da.nets.pspnet import Encoder, PSPNetConfig
@@ -14,12 +15,12 @@ class EncoderWithHead(Encoder):
 
     Args:
         config: the `model:` section; what it says of the segmenter's heads is without effect.
-        make_head: channels of layer4 -> the head.
+        make_head: channels and stride of layer4 -> the head.
     """
 
-    def __init__(self, config: PSPNetConfig, make_head: Callable[[int], nn.Module]) -> None:
+    def __init__(self, config: PSPNetConfig, make_head: Callable[[int, int], nn.Module]) -> None:
         super().__init__(config)
-        self.head = make_head(self.backbone.num_features)
+        self.head = make_head(self.backbone.num_features, self.backbone.stride)
         self.settle()
 
     def pooled(self, normalised: Tensor) -> Tensor:
@@ -47,24 +48,31 @@ class JigsawHead(nn.Module):
         return self.puzzle(torch.relu(self.tile(features)).flatten(1)).float()
 
 
-class FillingHead(nn.Sequential):
-    """Draws a picture from layer4: (B, C, h, w) -> RGB (B, 3, s h, s w) in [0, 1], s the output stride.
+class FillingHead(nn.Module):
+    """Draws a picture from layer4: (B, C, h, w) -> RGB (B, 3, s h, s w) in [0, 1], s the encoder's stride.
 
-    Convolutions after nearest neighbours, which leave no checkerboard; BatchNorm and ReLU between them.
+    Convolutions after nearest neighbours, which leave no checkerboard, with BatchNorm and ReLU between them. What is
+    drawn at a finer scale, where s is no power of two, is brought to size bilinearly.
 
     Args:
         in_channels: of layer4.
-        stride: the encoder's, a power of two.
+        stride: s.
         width: channels before the first doubling; each halves them.
     """
 
     def __init__(self, in_channels: int, stride: int, width: int) -> None:
+        super().__init__()
+        self.stride = stride
         layers: list[nn.Module] = [nn.Conv2d(in_channels, width, 3, padding=1, bias=False)]
-        while stride > 1:
+        for _ in range((stride - 1).bit_length()):
             narrow = max(width // 2, 8)
             layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Upsample(scale_factor=2)]
             layers += [nn.Conv2d(width, narrow, 3, padding=1, bias=False)]
-            width, stride = narrow, stride // 2
-        super().__init__(
-            *layers, nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, 3, 3, padding=1), nn.Sigmoid()
-        )
+            width = narrow
+        layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, 3, 3, padding=1), nn.Sigmoid()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, layer4: Tensor) -> Tensor:
+        drawn = self.layers(layer4).float()
+        size = (layer4.shape[-2] * self.stride, layer4.shape[-1] * self.stride)
+        return drawn if drawn.shape[-2:] == size else F.interpolate(drawn, size, mode="bilinear")

@@ -58,8 +58,7 @@ class Trainer(pretext.Trainer):
     def __init__(self, config: Experiment) -> None:
         super().__init__(config)
         m = self.method = config.method
-        stride = config.model.output_stride
-        self.network = EncoderWithHead(config.model, lambda c: FillingHead(c, stride, m.decoder_width))
+        self.network = EncoderWithHead(config.model, lambda c, stride: FillingHead(c, stride, m.decoder_width))
         self.modules = {"encoder": self.network}
         self.optimizers = {"encoder": m.build(self.network)}
         if m.lambda_adv:
@@ -100,7 +99,7 @@ class Trainer(pretext.Trainer):
     def fill(self, x: Tensor, hole: Tensor) -> Tensor:
         """x_f, float32, in [0, 1]."""
         _, layer4 = self.network.encode(self.shown(x, hole))
-        drawn = self.network.head(layer4)[..., : x.shape[-2], : x.shape[-1]].float()
+        drawn = self.network.head(layer4)[..., : x.shape[-2], : x.shape[-1]]
         return torch.where(hole, drawn, x)
 
     def shown(self, x: Tensor, hole: Tensor) -> Tensor:

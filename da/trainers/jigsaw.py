@@ -66,7 +66,7 @@ class Trainer(pretext.Trainer):
         super().__init__(config)
         m = self.method = config.method
         orders = torch.from_numpy(permutation_set(m.permutations))
-        self.network = EncoderWithHead(config.model, lambda c: JigsawHead(c, TILES, len(orders), m.width))
+        self.network = EncoderWithHead(config.model, lambda c, _: JigsawHead(c, TILES, len(orders), m.width))
         self.network.register_buffer("orders", orders, persistent=False)  # S, (P, 9); made anew from P
         self.modules = {"encoder": self.network}
         self.optimizers = {"encoder": m.build(self.network)}

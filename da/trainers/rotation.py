@@ -45,7 +45,7 @@ class Trainer(pretext.Trainer):
     def __init__(self, config: Experiment) -> None:
         super().__init__(config)
         self.method: Config = config.method
-        self.network = EncoderWithHead(config.model, lambda channels: nn.Linear(channels, 4))
+        self.network = EncoderWithHead(config.model, lambda channels, _: nn.Linear(channels, 4))
         self.modules = {"encoder": self.network}
         self.optimizers = {"encoder": self.method.build(self.network)}
 

@@ -12,6 +12,7 @@ from tiny import METHOD_FILES, PATCHES, overrides, tiny
 from da.cli import main
 from da.config import UserError
 from da.engine import checkpoint
+from da.nets.pretext import FillingHead
 from da.run import _initialise, train
 from da.trainers import base
 from da.trainers.inpainting import centre_hole, random_holes
@@ -159,6 +160,16 @@ class TestInpainting:
         total = 144 + 10 * (256 - 144)
         assert trainer.error(x, inner, hole) == pytest.approx(144 / total)
         assert trainer.error(x, everywhere, hole) == pytest.approx(1)
+
+    @pytest.mark.parametrize("backbone", ["timm/vit_tiny_patch16_224", "timm/tf_efficientnet_lite0"])
+    def test_other_encoders_draw_the_patch_at_its_size(self, make, backbone):
+        pytest.importorskip("timm")
+        trainer = make("inpainting", f"model.backbone={backbone}", "method.patch=40")
+        x = torch.rand(2, 3, 40, 40)
+        assert trainer.fill(x, trainer.holes(x)).shape == x.shape
+
+    def test_a_stride_that_is_no_power_of_two(self):
+        assert FillingHead(6, 14, 16)(torch.rand(2, 6, 3, 4)).shape == (2, 3, 42, 56)
 
     def test_psnr_of_a_known_error(self, make):
         trainer = make("inpainting")
