@@ -45,22 +45,16 @@ settings_of() { # METHOD SEED: what the method reads of that seed's other runs
 
 # shellcheck disable=SC2317
 one() { # METHOD SEED: its run, and what others need of it; its output goes to a file
-  local method=$1 seed=$2 folder=$RUNS/$pair/$1-seed$2 log=$RUNS/$pair/$1-seed$2.log
-  shift 2
-  [ ! -e "$folder/summary.json" ] || [ "$method" = cycada_pixel ] || { echo "$folder is finished" && return; }
-  mkdir -p "$(dirname "$log")"
-  echo "$folder ... (log: $log)"
+  local method=$1 seed=$2 folder=$pair/$1-seed$2
   # shellcheck disable=SC2046  # settings are words
-  if ! "$PYTHON" -m da train "experiments/$pair/$method.yaml" --runs "$RUNS" "seed=$seed" \
-    $(settings_of "$method" "$seed") "$@" >"$log" 2>&1 ||
-    { [ "$method" = cycada_pixel ] && ! "$PYTHON" -m da translate "$folder" "$folder/translated" >>"$log" 2>&1; }; then
-    echo "error: $folder: $(tail -n 1 "$log")" >&2
+  train_logged "$folder" "experiments/$pair/$method.yaml" "seed=$seed" $(settings_of "$method" "$seed") "${@:3}" || return
+  [ "$method" != cycada_pixel ] || "$PYTHON" -m da translate "$RUNS/$folder" "$RUNS/$folder/translated" >>"$RUNS/$folder.log" 2>&1 || {
+    echo "error: $RUNS/$folder: $(tail -n 1 "$RUNS/$folder.log")" >&2
     return 1
-  fi
-  echo "$folder: $(grep -m 1 '^mIoU ' "$log" | tr -s ' ')"
+  }
 }
 
-export -f one settings_of
+export -f one settings_of train_logged
 export RUNS PYTHON pair
 
 # shellcheck disable=SC2016  # for those shells

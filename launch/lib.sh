@@ -127,6 +127,20 @@ run_next() {
   fi
 }
 
+# train_logged FOLDER FILE.yaml [section.key=value ...]
+# One process, its run at RUNS/FOLDER, its output in RUNS/FOLDER.log; a line says how it ended. A finished run is left alone.
+train_logged() {
+  local folder=$RUNS/$1 log=$RUNS/$1.log
+  [ ! -e "$folder/summary.json" ] || { echo "$folder is finished" && return; }
+  mkdir -p "$(dirname "$log")"
+  echo "$folder ... (log: $log)"
+  if ! "$PYTHON" -m da train "$2" --runs "$RUNS" "${@:3}" >"$log" 2>&1; then
+    echo "error: $folder: $(tail -n 1 "$log")" >&2
+    return 1
+  fi
+  echo "$folder: $(grep -m 1 -E '^mIoU |held-out' "$log" | tr -s ' ')"
+}
+
 # train_file FILE.yaml [section.key=value ...]
 # Returns what `run_on` returns.
 train_file() {

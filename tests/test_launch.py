@@ -145,6 +145,41 @@ def test_selfsup_pretrains_and_compares_with_none(tmp_path, gta5_root, cityscape
     assert (unknown.returncode, "relative_location: no such file" in unknown.stderr) == (2, True)
 
 
+def test_ladders_run_what_is_missing_and_write_the_page(tmp_path, gta5_root, cityscapes_root):
+    tiny = "model.backbone=resnet18 model.weights=none run.steps=1 run.val_every=1 run.precision=fp32 run.device=cpu"
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    (photographs / "gta5").symlink_to(gta5_root)
+    (photographs / "cityscapes").symlink_to(cityscapes_root)
+    given = {"PHOTOGRAPHS_ROOT": str(photographs), "RUNS": str(tmp_path / "runs"), "JOBS": "1"}
+    ladder = ["ladder.sh", "day2dusk", *tiny.split()]
+    done = launch(*ladder, **given, SEEDS="0", METHODS="source_only")
+    assert done.returncode == 0, done.stderr
+    again = launch(*ladder, **given, SEEDS="0", METHODS="source_only")
+    assert "runs/day2dusk/source_only-seed0 is finished" in again.stdout
+
+    chain = given | {
+        "STARTS": "random scratch_rotation source_only",
+        "LABELS": "2",
+        "DRAWS": "0",
+        "PRETRAIN": f"{tiny} method.patch=32",
+    }
+    done = launch("few_labels.sh", *tiny.split(), **chain)
+    assert done.returncode == 0, done.stderr
+    runs = tmp_path / "runs/few_labels"
+    assert (runs / "random_2_labels-seed0/summary.json").exists()
+    for start, said in (
+        ("scratch_rotation", f"encoder starts from {runs / 'scratch_rotation-seed0'}"),
+        ("source_only", f"segmenter starts from {tmp_path / 'runs/day2dusk/source_only-seed0'}"),
+    ):
+        assert said in (runs / f"{start}_2_labels-seed0.log").read_text()
+        assert f"{start}_2_labels" in (tmp_path / "runs/report/few_labels/table.md").read_text()
+    for script in ("ladder.sh", "few_labels.sh"):
+        refused = launch(script, "day2dusk")
+        assert refused.returncode == 2
+        assert "PHOTOGRAPHS_ROOT=: no such folder" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [
