@@ -44,7 +44,7 @@ from da.trainers import base
 SMALL = ("model.backbone=resnet18", "model.head_channels=16")
 SMALL_CROP = "[64, 48]"
 SMALL_METHOD = {"blocks": 1, "width": 8, "decoder_width": 8, "width_d": 8}  # of networks that a method brings itself
-SMALL_METHOD |= {"patch": 32, "cell": 14, "tile": 8}  # what a method cuts of such crops
+SMALL_METHOD |= {"patch": 32, "overlap": 2, "cell": 14, "tile": 8}  # what a method cuts of such crops
 SHORT = ("run.steps=24", "run.save_every=8", "run.val_every=24", "run.log_every=8", "data.workers=0")
 SECONDS = 120.0  # at most for one measurement: one that hangs leaves time for the others
 TIMED_MS = 4000  # that the timed updates take together, about

@@ -43,7 +43,7 @@ def report(folders: Sequence[Path], table: str | None, root: Path, out: Path, pi
     )
     pretraining = [run for run in runs if _is_pretext(run.config)]
     runs = [replace(run, config=_completed(run.config)) for run in runs if run not in pretraining]
-    if pretraining and not runs:
+    if folders and pretraining and not runs:
         raise UserError(f"{pretraining[0].folder}: trained an encoder, no segmenter; name runs that start from it")
     strange = [run for run in runs if table and run.config["experiment"] != table]
     if strange:

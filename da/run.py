@@ -38,7 +38,7 @@ from da.engine.loop import Loop, Scalars
 from da.engine.stepper import Stepper, Trains, seed_everything, set_deterministic
 from da.engine.stop import StopRequests, seconds
 from da.evaluation import visualize
-from da.evaluation.infer import predict_entropy, predict_labels
+from da.evaluation.infer import at_input_size, predict_entropy, predict_labels
 from da.evaluation.metrics import ConfusionMatrix, scores
 from da.evaluation.reference import read_references
 from da.evaluation.report import table
@@ -162,6 +162,9 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         config.data.workers,
         with_labels=not trainer.is_pretext,
     )
+
+    if isinstance(trainer, pretext.Trainer) and dist.is_main():
+        _require_large_images(trainer, config)
 
     def validate(step: int, limit: int | None) -> Scalars:
         watch = stop.watch if limit is None else lambda items, _: stop.awaited(items)
@@ -316,6 +319,8 @@ def _initialise(trainer: base.Trainer, init: str) -> set[str]:
     ((kind, given),) = state["modules"].items()
     own = trainer.encoder.state_dict()
     anew: list[str] = []
+    if kind == "encoder" and trainer.is_translation:
+        raise UserError(f"init: {path} holds an encoder, no segmenter; name a run that has trained one")
     if kind == "encoder" or trainer.is_pretext:
         kind, anew = "encoder", [name for name in own if not is_of_encoder(name)]
         given = {name: value for name, value in given.items() if is_of_encoder(name)}
@@ -349,6 +354,22 @@ def _network(init: str) -> tuple[Path, dict[str, Any]]:
     raise UserError(f"init: {path} holds no segmenter; give a run or its checkpoint (a backbone: model.weights=...)")
 
 
+def _require_large_images(trainer: pretext.Trainer, config: base.Experiment) -> None:
+    """
+    Raises:
+        UserError: a validation image is too small for the task; it would show only when its turn comes.
+    """
+    val = config.data.val
+    for sample in folders.find(val.dataset).index(resolve_root(val), val.split, with_labels=False):
+        if config.eval.input_size is None:
+            with Image.open(sample.image) as file:
+                size = file.size
+        else:
+            size = config.eval.input_size
+        if min(size) < trainer.side:
+            raise UserError(f"data.val: {sample.image}: {trainer.too_small(*size)}")
+
+
 def examine(
     trainer: pretext.Trainer,
     stepper: Stepper,
@@ -364,7 +385,7 @@ def examine(
     rows: list[list[np.ndarray]] = []
     count = limit or len(val)
     for sample in bar(watch(islice(val, limit), count), "validation", count):
-        image = sample.image[None].to(stepper.device, non_blocking=True).float() / 255
+        image = at_input_size(sample.image.to(stepper.device, non_blocking=True), config.eval)[None].float() / 255
         seed_everything(config.seed, "validation", sample.name)
         with torch.no_grad(), stepper.autocast():
             found.append({name: float(value) for name, value in trainer.examine(image).items()})
@@ -471,7 +492,7 @@ def protocol(config: base.Experiment) -> dict[str, Any]:
         "weights": config.model.weights,
         "val": config.data.val.model_dump(mode="json"),
         "classes": config.data.classes.dump(),
-        "protocol": config.eval.model_dump(mode="json"),
+        "protocol": config.eval.model_dump(mode="json", include=pretext.EVAL_KEYS if trainer.is_pretext else None),
         "precision": config.run.precision,
         "images": _identity(config.data.val, with_labels=not trainer.is_pretext),
     }

@@ -48,13 +48,13 @@ pretrain() { # TASK or scratch_TASK
 finetune() { # START LABELS DRAW [settings ...]
   local start=()
   case $1 in
-    random) start=(init=null model.weights=none method.from_scratch=true method.head_steps=0) ;;
+    random) start=(init=null model.weights=none method.from_scratch=true) ;;
     imagenet) start=(init=null) ;;
     *rotation | *jigsaw | *inpainting) start=("init=$RUNS/few_labels/$1-seed0") ;;
     *) start=("init=$RUNS/day2dusk/$1-seed0") ;;
   esac
   train_logged "few_labels/$1_$2_labels-seed$3" experiments/day2dusk/finetune.yaml experiment=few_labels \
-    "name=$1_$2_labels" "${start[@]}" "seed=$3" "data.source.labels=$2" "data.source.labels_draw=$3" "${@:4}"
+    "name=$1_$2_labels" method.head_steps=0 "${start[@]}" "seed=$3" "data.source.labels=$2" "data.source.labels_draw=$3" "${@:4}"
 }
 export -f train_logged pretrain finetune
 

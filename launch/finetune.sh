@@ -62,7 +62,7 @@ except checkpoint.Broken:
 except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
-if "segmenter" in state.get("modules", {}) and "config" in state:
+if state.get("modules", {}).keys() & {"segmenter", "encoder"} and "config" in state:
     model = parse_yaml(state["config"], str(path))["model"] | {"weights": "none"}
     print(f"init={init}", f"model={json.dumps(model)}", sep="\n")
 else:

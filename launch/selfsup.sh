@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Pretraining without labels, then few labels: an encoder learns from images of both domains by each task, a segmenter
-# starts from it with a few labelled images of the target, one starts without pretraining, and the page compares them.
-# Resumable, finished is skipped.
+# starts from it with a few labelled images of the target, one starts from model.weights alone, and the page compares
+# them. Resumable, finished is skipped.
 #
 #   bash launch/selfsup.sh [seed=1] [section.key=value ...]                     settings of all runs
-#   sbatch --gpus-per-node=4 launch/selfsup.sh data.batch_size=32 [...]         from the project folder
+#   FINETUNE=data.batch_size=4 sbatch --gpus-per-node=4 launch/selfsup.sh       from the project folder
 #
 #   GTA5_ROOT, CITYSCAPES_ROOT   the data; without them the miniature runs
 #   PAIR=day2dusk                another folder of experiments that has the tasks and finetune; its data root is set
@@ -26,10 +26,12 @@ done
 source "$here/lib.sh"
 
 seed=0
-for word in "$@" ${PRETRAIN:-} ${FINETUNE:-}; do
+for word in "$@"; do
+  case $word in seed=*) seed=${word#*=} ;; esac
+done
+for word in "${@/#seed=*/}" ${PRETRAIN:-} ${FINETUNE:-}; do
   case ${word%%=*} in
-    seed) seed=${word#*=} ;;
-    name | experiment | init | method.from_scratch)
+    seed | name | experiment | init | method.from_scratch)
       echo "error: $word: the chain sets it; another chain is RUNS=another/folder" >&2
       exit 2 ;;
   esac
@@ -42,14 +44,24 @@ for task in $TASKS; do
 done
 
 # shellcheck disable=SC2206  # settings are words
-pretrain=(${PRETRAIN:-}) finetune=("data.source.labels=$LABELS" method.l2_sp=null ${FINETUNE:-})
+pretrain=(${PRETRAIN:-})
+# shellcheck disable=SC2206
+finetune=("data.source.labels=$LABELS" method.l2_sp=null method.head_steps=0 ${FINETUNE:-})
+none=("${finetune[@]}" "name=no_task_${LABELS}_labels" init=null method.from_scratch=true)
+
+check=()
+for task in $TASKS; do
+  check+=("experiments/$table/$task.yaml" "$@" ${pretrain[@]+"${pretrain[@]}"} ",")
+done
+check+=("experiments/$table/finetune.yaml" "$@" "${none[@]}")
+run_alone train --check --processes "$((NODES * GPUS))" --runs "$RUNS" "${check[@]}"
+
 for task in $TASKS; do
   echo "== $task"
   train_file "experiments/$table/$task.yaml" "$@" ${pretrain[@]+"${pretrain[@]}"}
 done
-echo "== $LABELS labels without pretraining"
-train_file "experiments/$table/finetune.yaml" "$@" "${finetune[@]}" "name=no_task_${LABELS}_labels" init=null \
-  method.from_scratch=true method.head_steps=0
+echo "== $LABELS labels without a task"
+train_file "experiments/$table/finetune.yaml" "$@" "${none[@]}"
 for task in $TASKS; do
   echo "== $LABELS labels after $task"
   train_file "experiments/$table/finetune.yaml" "$@" "${finetune[@]}" "name=${task}_${LABELS}_labels" \

@@ -143,6 +143,9 @@ def test_selfsup_pretrains_and_compares_with_none(tmp_path, gta5_root, cityscape
     assert (refused.returncode, refused.stderr.count("error:")) == (2, 1)
     unknown = launch("selfsup.sh", TASKS="relative_location", RUNS=str(tmp_path))
     assert (unknown.returncode, "relative_location: no such file" in unknown.stderr) == (2, True)
+    late = launch("selfsup.sh", RUNS=str(tmp_path / "late"), FINETUNE="method.head_stepz=1")
+    assert (late.returncode, "did you mean 'head_steps'" in late.stderr) == (2, True)
+    assert not (tmp_path / "late").exists()
 
 
 def test_ladders_run_what_is_missing_and_write_the_page(tmp_path, gta5_root, cityscapes_root):

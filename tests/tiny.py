@@ -34,7 +34,7 @@ COUNTED = (f"loss={{class_weights: median_frequency, weight_cap: 5, {TERMS}}}", 
 PATCHES = {  # what the pretext tasks cut of such crops
     "rotation": ("method.patch=32",),
     "jigsaw": ("method.cell=14", "method.tile=8", "method.width=16", "method.permutations=20"),
-    "inpainting": ("method.patch=32", "method.decoder_width=16", "method.width_d=8"),
+    "inpainting": ("method.patch=32", "method.overlap=2", "method.decoder_width=16", "method.width_d=8"),
 }
 SMALLER = PATCHES | {
     "cycada_pixel": ("method.blocks=1", "method.width=8"),  # the settings above leave its own networks large

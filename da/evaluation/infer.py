@@ -177,13 +177,22 @@ def _views(predict: Predict, image: Tensor, size: tuple[int, int], config: EvalC
     height, width = image.shape[-2:] if config.input_size is None else config.input_size[::-1]
     views = []
     for scale in config.scales:
-        scaled = [max(1, round(height * scale)), max(1, round(width * scale))]
-        picture = image
-        if scaled != list(image.shape[-2:]):
-            picture = v2.functional.resize(image, scaled, v2.InterpolationMode(config.resize), antialias=True)
+        scaled = (max(1, round(height * scale)), max(1, round(width * scale)))
+        picture = _resized(image, scaled, config)
         for mirrored in (False, True) if config.flip else (False,):
             views.append(_view(predict, picture[None].float() / 255, size, config.sliding, mirrored))
     return views
+
+
+def at_input_size(image: Tensor, config: EvalConfig) -> Tensor:
+    """(3, H, W) uint8 RGB brought to `config.input_size`."""
+    return image if config.input_size is None else _resized(image, config.input_size[::-1], config)
+
+
+def _resized(image: Tensor, size: tuple[int, int], config: EvalConfig) -> Tensor:
+    if size == tuple(image.shape[-2:]):
+        return image
+    return v2.functional.resize(image, list(size), v2.InterpolationMode(config.resize), antialias=True)
 
 
 def _view(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from da.config import Section
-from da.nets.pspnet import PSPNet
+from da.nets.pspnet import Encoder
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 Betas = tuple[_Decay, _Decay]  # Adam's
@@ -19,7 +19,7 @@ Betas = tuple[_Decay, _Decay]  # Adam's
 LayerDecay = Annotated[float, Field(gt=0, le=1)]
 
 
-def _backbone_parts(segmenter: PSPNet, lr: float, layer_decay: float) -> list[tuple[str, list[nn.Parameter], float]]:
+def _backbone_parts(segmenter: Encoder, lr: float, layer_decay: float) -> list[tuple[str, list[nn.Parameter], float]]:
     """Name, trained parameters and rate of the backbone, in one piece or, where stages decay, by stages."""
     if layer_decay == 1:
         return [("backbone", segmenter.parameter_groups()[0], lr)]
@@ -44,7 +44,7 @@ class SegmenterAdamW(Section):
     betas: Betas = (0.9, 0.999)
     layer_decay: LayerDecay = 1.0
 
-    def build(self, segmenter: PSPNet) -> AdamW:
+    def build(self, segmenter: Encoder) -> AdamW:
         parts = _backbone_parts(segmenter, self.lr, self.layer_decay)
         groups, decaying, head = [], self._decaying(segmenter), segmenter.parameter_groups()[1]
         for name, parameters, rate in [*parts, ("head", head, self.lr * self.head_lr_mult)]:
@@ -55,7 +55,7 @@ class SegmenterAdamW(Section):
                     groups.append({"name": name, "params": chosen, "lr": rate, "weight_decay": decay})
         return AdamW(groups, betas=self.betas)
 
-    def _decaying(self, segmenter: PSPNet) -> set[int]:
+    def _decaying(self, segmenter: Encoder) -> set[int]:
         apart = ("pos_embed", "_token", "relative_position")  # as timm calls them
         named = segmenter.named_parameters()
         return {id(p) for name, p in named if p.ndim > 1 and not any(word in name for word in apart)}
@@ -75,7 +75,7 @@ class SegmenterSGD(Section):
     layer_decay: LayerDecay = 1.0
     adamw: SegmenterAdamW | None = None
 
-    def build(self, segmenter: PSPNet) -> Optimizer:
+    def build(self, segmenter: Encoder) -> Optimizer:
         if self.adamw is not None:
             return self.adamw.build(segmenter)
         parts = _backbone_parts(segmenter, self.lr * self.backbone_lr_mult, self.layer_decay)

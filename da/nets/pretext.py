@@ -28,6 +28,13 @@ class EncoderWithHead(Encoder):
         _, layer4 = self.backbone(normalised)
         return layer4.float().mean((2, 3))
 
+    def drawn(self, layer4: Tensor, size: torch.Size) -> Tensor:
+        """What a head that draws makes of layer4, at the size of the image, (B, 3, H, W)."""
+        picture = self.head(layer4)
+        if getattr(self.backbone, "pads", False):  # whose cells divide the image, whatever its size
+            return F.interpolate(picture, size, mode="bilinear")
+        return picture[..., : size[0], : size[1]]
+
 
 class JigsawHead(nn.Module):
     """Says in which order the tiles of a puzzle lie.

@@ -11,7 +11,8 @@ own order; F the encoder, each tile on its own, under a classifier of all nine.
 
 What would tell the order without a look at things is taken away (section 4.2): a tile lies at random in its cell, so
 that edges do not continue; it is normalised by its own mean and deviation; three images in ten lose their colour, and
-the channels of the others shift by up to two pixels against each other, as lenses shift them.
+of the others each channel shifts by up to two pixels, as lenses shift them. So the encoder sees tiles that are
+normalised by themselves, not by the statistics that its weights came with, and its BatchNorm keeps theirs.
 
 Differs from the authors' code: a permutation joins the set if its smallest Hamming distance to those in it is the
 largest there is (theirs goes by the mean, which lets near ones in); encoder and schedule are this project's; what
@@ -60,11 +61,13 @@ class Config(SegmenterSGD):
 class Trainer(pretext.Trainer):
     headline: ClassVar = {"loss/jigsaw": "loss", "accuracy/jigsaw": "puzzles solved"}
     score: ClassVar[str] = "accuracy"
+    side_setting: ClassVar[str] = "method.cell"
     example_titles: ClassVar = ("image", "puzzle", "put back as it says")
 
     def __init__(self, config: Experiment) -> None:
         super().__init__(config)
-        m = self.method = config.method
+        m: Config = config.method
+        self.method, self.side = m, SIDE * m.cell
         orders = torch.from_numpy(permutation_set(m.permutations))
         self.network = EncoderWithHead(config.model, lambda c, _: JigsawHead(c, TILES, len(orders), m.width))
         self.network.register_buffer("orders", orders, persistent=False)  # S, (P, 9); made anew from P
@@ -86,10 +89,10 @@ class Trainer(pretext.Trainer):
         """Squares of the images (N, 3, 3 cell, 3 cell), their tiles as they are shown (N, 9, 3, tile, tile), both in
         [0, 1], and p, (N,)."""
         m = self.method
-        square = pretext.squares(x, SIDE * m.cell, "method.cell")
+        square = self.squares(x)
         grey = torch.rand(len(square), 1, 1, 1, device=x.device) < m.grey
         coloured = torch.where(grey, rgb_to_grayscale(square, num_output_channels=3), square)
-        tiles = cut_tiles(coloured, m.cell, m.tile, m.shift)
+        tiles = cut_tiles(coloured, m.cell, m.tile, torch.where(grey, 0, m.shift)[:, None])
         p = torch.randint(m.permutations, (len(square),), device=x.device)
         order = self.network.get_buffer("orders")[p]  # (N, 9)
         return square, tiles.gather(1, order[..., None, None, None].expand_as(tiles)), p
@@ -131,14 +134,15 @@ def permutation_set(number: int) -> np.ndarray:
     return every[chosen].astype(np.int64)
 
 
-def cut_tiles(square: Tensor, cell: int, tile: int, shift: int) -> Tensor:
-    """A tile at a random place in each cell of squares (N, 3, 3 cell, 3 cell), its channels shifted against each other
-    by up to `shift` pixels as far as the cell reaches: (N, 9, 3, tile, tile)."""
+def cut_tiles(square: Tensor, cell: int, tile: int, shift: Tensor | int) -> Tensor:
+    """A tile at a random place in each cell of squares (N, 3, 3 cell, 3 cell): (N, 9, 3, tile, tile). Each of its
+    channels is shifted by up to `shift` pixels, (N, 1, 1, 1, 1) or the same for all, as far as the cell reaches."""
     device = square.device
     cells = square.unflatten(3, (SIDE, cell)).unflatten(2, (SIDE, cell)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
     for axis in (3, 4):  # rows, columns
         start = torch.randint(cell - tile + 1, (*cells.shape[:2], 1, 1, 1), device=device)
-        moved = torch.randint(-shift, shift + 1, (*cells.shape[:3], 1, 1), device=device)
+        drawn = torch.rand(*cells.shape[:3], 1, 1, device=device)
+        moved = (drawn * (2 * shift + 1)).floor().long() - shift  # -shift ... shift
         along = torch.arange(tile, device=device).view((tile, 1) if axis == 3 else (1, tile))
         taken = (start + moved).clamp(0, cell - tile) + along
         size = [*cells.shape]

@@ -12,9 +12,13 @@ from torch import Tensor
 
 from da.config import UserError
 from da.data.loaders import Batch
+from da.evaluation.infer import EvalConfig
+from da.experiment import Experiment
 from da.nets.pretext import EncoderWithHead
 from da.nets.pspnet import Encoder
 from da.trainers import base
+
+EVAL_KEYS = {"input_size", "resize"}  # of `eval:`, what a task on held-out images reads
 
 
 class Trainer(base.Trainer):
@@ -23,6 +27,20 @@ class Trainer(base.Trainer):
     segmenter_is_trained = False  # there is none
 
     network: EncoderWithHead  # in `modules` as `encoder`
+    side: int  # of the squares that the task takes from an image, in pixels
+    side_setting: ClassVar[str] = "method.patch"  # which they follow from
+
+    def __init__(self, config: Experiment) -> None:
+        """
+        Raises:
+            UserError: settings that are of segmenters alone.
+        """
+        super().__init__(config)
+        given = {key for key in config.eval.model_fields_set if getattr(config.eval, key) != getattr(EvalConfig(), key)}
+        if strange := given - EVAL_KEYS - {"classes"}:
+            raise UserError(f"eval.{min(strange)}: {config.trainer} trains no segmenter; leave it out")
+        if config.model.bn == "per_domain":
+            raise UserError(f"model.bn: {config.trainer} has one stream of images for all domains; take train or sync")
 
     @abstractmethod
     def examine(self, image: Tensor) -> dict[str, Tensor]:
@@ -44,17 +62,24 @@ class Trainer(base.Trainer):
     def encoder(self) -> Encoder:
         return self.network
 
+    def squares(self, image: Tensor) -> Tensor:
+        """All squares that fit side by side into images (B, 3, H, W), centred: (B * n, 3, side, side).
 
-def squares(image: Tensor, side: int, setting: str) -> Tensor:
-    """All squares that fit side by side into images (B, 3, H, W), centred: (B * n, 3, side, side).
+        Raises:
+            UserError: not one fits.
+        """
+        height, width = image.shape[-2:]
+        if min(height, width) < self.side:
+            raise UserError(self.too_small(width, height))
+        return squares(image, self.side)
 
-    Raises:
-        UserError: not one fits; it names `setting`, which the side follows from.
-    """
+    def too_small(self, width: int, height: int) -> str:
+        return f"{self.side_setting}: asks for {self.side} pixels a side, of images of {width}x{height}; lower it"
+
+
+def squares(image: Tensor, side: int) -> Tensor:
     height, width = image.shape[-2:]
     rows, columns = height // side, width // side
-    if not rows * columns:
-        raise UserError(f"{setting}: asks for {side} pixels a side, of images of {width}x{height}; lower it")
     top, left = (height - rows * side) // 2, (width - columns * side) // 2
     part = image[..., top : top + rows * side, left : left + columns * side]
     cells = part.unflatten(2, (rows, side)).unflatten(4, (columns, side))  # (B, 3, rows, side, columns, side)

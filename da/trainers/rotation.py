@@ -45,6 +45,7 @@ class Trainer(pretext.Trainer):
     def __init__(self, config: Experiment) -> None:
         super().__init__(config)
         self.method: Config = config.method
+        self.side = self.method.patch
         self.network = EncoderWithHead(config.model, lambda channels, _: nn.Linear(channels, 4))
         self.modules = {"encoder": self.network}
         self.optimizers = {"encoder": self.method.build(self.network)}
@@ -56,13 +57,10 @@ class Trainer(pretext.Trainer):
 
     def tell_turns(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """L of images (B, 3, H, W) in [0, 1], and the share of turns that are told right."""
-        patches = self.patches(x)
+        patches = self.squares(x)
         y = torch.arange(4, device=x.device).repeat_interleave(len(patches))
         logits = self.logits(torch.cat([turned(patches, k) for k in range(4)]))
         return F.cross_entropy(logits, y), (logits.argmax(1) == y).float().mean()
-
-    def patches(self, x: Tensor) -> Tensor:
-        return pretext.squares(x, self.method.patch, "method.patch")
 
     def logits(self, patches: Tensor) -> Tensor:
         """F: (N, 4), float32, of patches (N, 3, s, s) in [0, 1]."""
@@ -73,7 +71,7 @@ class Trainer(pretext.Trainer):
         return {"accuracy": 100 * right, "loss": loss}
 
     def illustrate(self, image: Tensor) -> tuple[Tensor, ...]:
-        patch = self.patches(image)[:1]
+        patch = self.squares(image)[:1]
         seen = turned(patch, 1 + self.iteration % 3)
         return patch, seen, turned(seen, -int(self.logits(seen).argmax()))
 

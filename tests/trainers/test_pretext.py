@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_contract import backward, batch
 from tiny import METHOD_FILES, PATCHES, overrides, tiny
 
@@ -15,7 +16,7 @@ from da.engine import checkpoint
 from da.nets.pretext import FillingHead
 from da.run import _initialise, train
 from da.trainers import base
-from da.trainers.inpainting import centre_hole, random_holes
+from da.trainers.inpainting import centre_hole, centre_side, random_holes
 from da.trainers.jigsaw import SIDE, cut_tiles, own_normalised, permutation_set
 from da.trainers.pretext import squares
 from da.trainers.rotation import turned
@@ -36,14 +37,14 @@ def places(height: int, width: int) -> torch.Tensor:
 
 class TestSquares:
     def test_all_that_fit_lie_side_by_side_in_the_middle(self):
-        found = squares(places(50, 70), 32, "method.patch")
+        found = squares(places(50, 70), 32)
         assert found.shape == (2, 3, 32, 32)
         assert torch.equal(found[0, :2, 0, 0], torch.tensor([9.0, 3.0]))
         assert torch.equal(found[1, :2, 0, 0], torch.tensor([9.0, 35.0]))
 
     def test_images_in_their_order(self):
         both = torch.cat([torch.zeros(1, 3, 32, 64), torch.ones(1, 3, 32, 64)])
-        assert squares(both, 32, "method.patch").mean((1, 2, 3)).tolist() == [0, 0, 1, 1]
+        assert squares(both, 32).mean((1, 2, 3)).tolist() == [0, 0, 1, 1]
 
     def test_too_small_an_image_is_refused_by_the_setting(self, make):
         with pytest.raises(UserError, match=r"method\.cell: asks for 81 pixels a side, of images of 64x48; lower it"):
@@ -63,7 +64,7 @@ class TestRotation:
         trainer.logits = lambda patches: seen.append(patches) or torch.eye(4).repeat_interleave(len(patches) // 4, 0)
         x = torch.rand(2, 3, 48, 64)
         loss, right = trainer.tell_turns(x)
-        patches = squares(x, 32, "")
+        patches = squares(x, 32)
         assert torch.equal(seen[0], torch.cat([torch.rot90(patches, k, (2, 3)) for k in range(4)]))
         assert right == 1
         assert loss == pytest.approx(np.log(np.e + 3) - 1, abs=1e-6)
@@ -99,8 +100,15 @@ class TestJigsaw:
         torch.manual_seed(0)
         tiles = cut_tiles(places(60, 60).expand(8, -1, -1, -1), cell=20, tile=12, shift=2)
         apart = (tiles[:, :, 0] - tiles[:, :, 2])[..., 0, 0]
-        assert apart.abs().max() <= 4
+        assert 2 < apart.abs().max() <= 4
         assert len(apart.unique()) > 4
+        one_of_two = cut_tiles(places(60, 60).expand(2, -1, -1, -1), 20, 12, torch.tensor([0, 2]).view(2, 1, 1, 1, 1))
+        assert torch.equal(one_of_two[0, :, 0], one_of_two[0, :, 2])
+        assert not torch.equal(one_of_two[1, :, 0], one_of_two[1, :, 2])
+
+    def test_a_grey_puzzle_has_no_colour(self, make):
+        _, shown, _ = make("jigsaw", "method.grey=1").puzzles(torch.rand(2, 3, 48, 64))
+        assert torch.allclose(shown[:, :, 0], shown[:, :, 2])
 
     def test_a_tile_is_normalised_by_itself_and_one_of_one_colour_is_zero(self):
         tiles = own_normalised(torch.cat([torch.full((1, 9, 3, 8, 8), 0.7), 0.2 + 0.1 * torch.rand(1, 9, 3, 8, 8)]))
@@ -129,7 +137,7 @@ class TestJigsaw:
 class TestInpainting:
     def test_the_hole_has_the_share_that_is_asked_for(self):
         x = torch.zeros(3, 3, 40, 40)
-        centre = centre_hole(x, 0.25)
+        centre = centre_hole(x, centre_side(40, 0.25))
         assert centre.shape == (3, 1, 40, 40)
         assert centre.float().mean() == 0.25
         assert centre[0, 0, 10:30, 10:30].all()
@@ -145,21 +153,35 @@ class TestInpainting:
         hole = trainer.holes(x)
         filled = trainer.fill(x, hole)
         assert torch.equal(filled.where(~hole, 0), x.where(~hole, 0))
-        assert torch.allclose(trainer.shown(x, hole)[0][:, hole[0, 0]].T, trainer.network.mean)
+        missing = trainer.missing(hole)
+        assert torch.allclose(trainer.shown(x, hole)[0][:, missing[0, 0]].T, trainer.network.mean)
+        assert torch.equal(trainer.shown(x, hole).where(~missing, 0), x.where(~missing, 0))
         error = trainer.error(x, filled, hole)
         assert torch.equal(error, trainer.error(torch.where(hole, x, 0.5), torch.where(hole, filled, 0.9), hole))
         assert trainer.error(x, x, hole) == 0
 
-    def test_the_band_along_the_edge_counts_ten_times(self, make):
+    def test_the_band_along_the_edge_is_shown_and_counts_ten_times(self, make):
         trainer = make("inpainting", "method.overlap=2")
         x = torch.zeros(1, 3, 32, 32)
         hole = trainer.holes(x)  # 16 a side, 12 without the band
+        assert torch.equal(trainer.missing(hole), centre_hole(x, 12))
         inner = torch.zeros_like(x)
         inner[..., 10:22, 10:22] = 0.5  # wrong by 1 in [-1, 1]
         everywhere = torch.where(hole, 0.5, x)
-        total = 144 + 10 * (256 - 144)
-        assert trainer.error(x, inner, hole) == pytest.approx(144 / total)
-        assert trainer.error(x, everywhere, hole) == pytest.approx(1)
+        assert trainer.error(x, inner, hole) == pytest.approx(144 / 256)
+        assert trainer.error(x, everywhere, hole) == pytest.approx((144 + 10 * (256 - 144)) / 256)
+
+    @pytest.mark.parametrize(
+        ("setting", "said"),
+        [
+            ("method.overlap=8", "overlap: two bands of 8 pixels leave nothing of a hole of 16 a side"),
+            ("method.overlap=2000000000", "method.overlap: "),
+            ("method.patch=15", "method.patch: 15 pixels are less than two cells of the encoder; raise it"),
+        ],
+    )
+    def test_what_leaves_nothing_to_draw_is_refused(self, make, setting, said):
+        with pytest.raises(UserError, match=said):
+            make("inpainting", "method.overlap=1", setting)
 
     @pytest.mark.parametrize("backbone", ["timm/vit_tiny_patch16_224", "timm/tf_efficientnet_lite0"])
     def test_other_encoders_draw_the_patch_at_its_size(self, make, backbone):
@@ -217,6 +239,17 @@ class TestEveryTask:
         with pytest.raises(UserError, match=f"loss: {name} trains no segmenter"):
             make(name, "loss={lambda_dice: 0.1}")
 
+    @pytest.mark.parametrize(
+        ("setting", "said"),
+        [
+            ("model.bn=per_domain", "model.bn: {} has one stream of images for all domains; take train or sync"),
+            ("eval.flip=true", "eval.flip: {} trains no segmenter; leave it out"),
+        ],
+    )
+    def test_settings_of_segmenters_are_refused(self, name, setting, said, make):
+        with pytest.raises(UserError, match=said.format(name)):
+            make(name, setting)
+
     @pytest.mark.slow
     def test_a_run_opens_no_label_and_others_start_from_it(
         self, name, make, tmp_path, gta5_root, cityscapes_root, capsys
@@ -247,6 +280,8 @@ class TestEveryTask:
             assert f"{name} trained an encoder, no segmenter; start a run from it: init=" in capsys.readouterr().err
         assert main(["report", str(run), "-o", str(tmp_path / "page")]) == 2
         assert "trained an encoder, no segmenter; name runs that start from it" in capsys.readouterr().err
+        with pytest.raises(UserError, match="holds an encoder, no segmenter; name a run that has trained one"):
+            _initialise(make("cycada_pixel"), str(run))
 
     def test_a_task_starts_from_a_segmenter_too(self, name, tmp_path, gta5_root, cityscapes_root, make, capsys):
         segmenter = make("source_only").segmenter.state_dict()
@@ -271,3 +306,30 @@ def test_the_page_leaves_pretraining_out_and_says_so(tmp_path, gta5_root, citysc
     table = (tmp_path / "page/table.md").read_text()
     assert "source_only" in table
     assert "rotation" not in table
+
+
+def test_held_out_images_have_the_size_that_the_evaluation_asks_for(tmp_path, gta5_root, cityscapes_root, make):
+    seen = []
+    trainer = base.find("rotation").Trainer
+    plain = trainer.examine
+
+    def recording(self, image):
+        seen.append(tuple(image.shape))
+        return plain(self, image)
+
+    trainer.examine = recording
+    try:
+        train(tiny("rotation", gta5_root, cityscapes_root, "eval.input_size=[64, 40]"), tmp_path)
+    finally:
+        trainer.examine = plain
+    assert set(seen) == {(1, 3, 40, 64)}
+
+
+def test_a_held_out_image_that_is_too_small_is_named_before_the_first_update(tmp_path, gta5_root, cityscapes_root):
+    small = sorted((cityscapes_root / "leftImg8bit/val").rglob("*.png"))[-1]
+    Image.fromarray(np.zeros((20, 64, 3), np.uint8)).save(small)
+    with pytest.raises(
+        UserError, match=f"data.val: {small}: method.patch: asks for 32 pixels a side, of"
+    ):
+        train(tiny("rotation", gta5_root, cityscapes_root), tmp_path)
+    assert not list(tmp_path.rglob("checkpoints/*.pt"))
