@@ -10,6 +10,7 @@ import importlib
 import itertools
 import os
 import platform
+import re
 import statistics
 import sys
 import tempfile
@@ -32,28 +33,34 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import tv_tensors
 
 from da import supervised
-from da.config import Tree
+from da.config import Tree, read_tree
 from da.data import cache, folders, gta5, miniature
 from da.data.frames import Frames
 from da.data.loaders import Batch
 from da.data.transforms import DomainConfig, Geometry, photometric
 from da.engine.log import say
-from da.engine.stepper import Precision, ScheduleConfig, Stepper
+from da.engine.stepper import Precision, ScheduleConfig, Stepper, definite
 from da.evaluation.infer import EvalConfig, predict_labels, upsample
 from da.evaluation.metrics import ConfusionMatrix
 from da.labels import DEFAULT, IGNORE, label_space
 from da.losses import cross_entropy, upsampled_cross_entropy
 from da.nets.pspnet import PSPNet, PSPNetConfig
-from da.run import check_config
+from da.run import check_config, load_config
 from da.trainers import base
 
-PARTS = ("step", "loss", "data", "eval", "classes")
+PARTS = ("step", "methods", "loss", "data", "eval", "classes")
 CLASSES = label_space(DEFAULT)
 NUM_CLASSES = len(CLASSES)
 MANY = "ade150"  # what part `classes` sets beside them
 PACKAGES = (torch, torchvision, np, cv2, PIL)
 MIB = 2**20
 TURN_MS = 20  # a call that is shorter is repeated: alone, it would be measured with the caches that others left cold
+
+# Sizes at which a method shows that it works, in a second on a CPU.
+SMALL = ("model.backbone=resnet18", "model.head_channels=16")
+SMALL_CROP = "[64, 48]"
+SMALL_METHOD = {"blocks": 1, "width": 8, "decoder_width": 8, "width_d": 8}  # of networks that a method brings itself
+SMALL_METHOD |= {"patch": 32, "overlap": 2, "cell": 14, "tile": 8}  # what a method cuts of such crops
 
 Call = Callable[[], object]
 
@@ -455,6 +462,53 @@ def random_label(shape: tuple[int, ...], generator: torch.Generator, classes: in
     return label.masked_fill_(torch.rand(shape, generator=generator) < 0.1, IGNORE)
 
 
+def methods(bench: Bench) -> None:
+    """One update of each method as the miniature trains it, all on the same images and in the same precision."""
+    size = (48, 64) if bench.small else (128, 256)
+    batch, precision = synthetic_batch(size, bench.device), definite("auto", bench.device)
+
+    def update(method: str, *settings: str) -> Call:
+        file = experiment(method, "mini")
+        words = small_settings(method, file) if bench.small else []
+        trainer = base.build(load_config([file], [*words, *settings]))
+        if trainer.needs_class_shares:  # which a run counts
+            trainer.class_shares = torch.full((NUM_CLASSES,), 1 / NUM_CLASSES)
+        steps = trainer.config.run.steps
+        schedule = ScheduleConfig(kind="constant")
+        stepper = Stepper(trainer, bench.device, seed=0, steps=steps, schedule=schedule, precision=precision)
+        own = batch if trainer.uses_target else batch._replace(tgt_image=None, tgt_names=[])
+        return lambda: stepper.update([own], 1, steps // 2)
+
+    variants = {"source_only": update("source_only")}
+    variants |= {method: update(method) for method in base.methods() if method != "source_only"}
+    variants["fda without its swap"] = update("fda", "method.beta=0")
+    bench.compare(f"one update of the miniature's experiments, {size[1]}x{size[0]}, batch 2, {precision}", variants)
+
+
+def experiment(method: str, table: str) -> str:
+    """The file in `table` of the experiment that the method's own docstring names."""
+    named = re.search(r"python -m da train experiments/\w+/(\w+\.yaml)", base.find(method).__doc__ or "")
+    if named is None:
+        raise ValueError(
+            f"da/trainers/{method}.py: its docstring has no line `python -m da train experiments/mini/...`"
+        )
+    return f"experiments/{table}/{named[1]}"
+
+
+def training_streams(file: str) -> list[str]:
+    """Of which folders an experiment trains, as keys below `data`: `source`, or `source.0` and so on; `target`."""
+    data = read_tree([file]).values["data"]
+    source, target = data["source"], data.get("target")
+    entries = [f"source.{n}" for n in range(len(source))] if isinstance(source, list) else ["source"]
+    return [*entries, *(["target"] if target else [])]
+
+
+def small_settings(method: str, file: str) -> list[str]:
+    fields = base.find(method).Config.model_fields
+    own = [f"method.{key}={value}" for key, value in SMALL_METHOD.items() if key in fields]
+    return [*SMALL, *(f"data.{stream}.crop={SMALL_CROP}" for stream in training_streams(file)), *own]
+
+
 # --- loss -------------------------------------------------------------------------------------------------
 
 
@@ -718,6 +772,7 @@ def labels_by_classes(bench: Bench) -> None:
 
 COMPARISONS: dict[str, tuple[Callable[[Bench], None], ...]] = {
     "step": (segmenter, adaptsegnet, cyclegan),
+    "methods": (methods,),
     "loss": (upsampled_loss,),
     "data": (loading, jitter),
     "eval": (confusion, argmax, evaluation),

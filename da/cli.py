@@ -237,7 +237,9 @@ def parser() -> argparse.ArgumentParser:
         description="Compare variants in turns and print minimum, median and maximum. Ratios within one run count; "
         "run it on a quiet machine. Rows of other packages appear where these are installed.",
     )
-    bench.add_argument("part", nargs="?", choices=("step", "loss", "data", "eval", "classes", "all"), default="all")
+    bench.add_argument(
+        "part", nargs="?", choices=("step", "methods", "loss", "data", "eval", "classes", "all"), default="all"
+    )
     bench.add_argument("--rounds", type=int, default=5, help="turns of each variant (default: 5)")
     bench.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     bench.add_argument("--small", action="store_true", help="tiny sizes, only to see that it works")

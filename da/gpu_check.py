@@ -16,7 +16,6 @@ import json
 import math
 import multiprocessing
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -32,7 +31,6 @@ import torch
 from torch import Tensor
 
 from da import bench
-from da.config import read_tree
 from da.data.transforms import DomainConfig
 from da.engine import checkpoint, dist, run_files
 from da.engine.log import say
@@ -41,10 +39,6 @@ from da.environment import driver
 from da.run import load_config, make_stepper, run_folder
 from da.trainers import base
 
-SMALL = ("model.backbone=resnet18", "model.head_channels=16")
-SMALL_CROP = "[64, 48]"
-SMALL_METHOD = {"blocks": 1, "width": 8, "decoder_width": 8, "width_d": 8}  # of networks that a method brings itself
-SMALL_METHOD |= {"patch": 32, "overlap": 2, "cell": 14, "tile": 8}  # what a method cuts of such crops
 SHORT = ("run.steps=24", "run.save_every=8", "run.val_every=24", "run.log_every=8", "data.workers=0")
 SECONDS = 120.0  # at most for one measurement: one that hangs leaves time for the others
 TIMED_MS = 4000  # that the timed updates take together, about
@@ -319,10 +313,10 @@ def step_row(method: str, name: str, precision: Precision, deterministic: bool) 
     """
     set_deterministic(deterministic)
     device = dist.pick_device(name)
-    file = experiment(method, "gta2city")
-    settings = [f"data.{stream}.root=unused" for stream in [*training_streams(file), "val"]]
+    file = bench.experiment(method, "gta2city")
+    settings = [f"data.{stream}.root=unused" for stream in [*bench.training_streams(file), "val"]]
     settings += [f"run.precision={definite(precision, device)}", "model.weights=none"]
-    settings += small_settings(method, file) if device.type == "cpu" else []
+    settings += bench.small_settings(method, file) if device.type == "cpu" else []
     config = load_config([file], settings)
     trainer = base.build(config)
     stepper = make_stepper(trainer, config, device)
@@ -365,41 +359,17 @@ def _size(domain: DomainConfig) -> tuple[int, int]:
 # --- runs -------------------------------------------------------------------------------------------------
 
 
-def experiment(method: str, table: str) -> str:
-    """The file in `table` of the experiment that the method's own docstring names."""
-    named = re.search(r"python -m da train experiments/\w+/(\w+\.yaml)", base.find(method).__doc__ or "")
-    if named is None:
-        raise ValueError(
-            f"da/trainers/{method}.py: its docstring has no line `python -m da train experiments/mini/...`"
-        )
-    return f"experiments/{table}/{named[1]}"
-
-
-def training_streams(file: str) -> list[str]:
-    """Of which folders an experiment trains, as keys below `data`: `source`, or `source.0` and so on; `target`."""
-    data = read_tree([file]).values["data"]
-    source, target = data["source"], data.get("target")
-    entries = [f"source.{n}" for n in range(len(source))] if isinstance(source, list) else ["source"]
-    return [*entries, *(["target"] if target else [])]
-
-
-def small_settings(method: str, file: str) -> list[str]:
-    fields = base.find(method).Config.model_fields
-    own = [f"method.{key}={value}" for key, value in SMALL_METHOD.items() if key in fields]
-    return [*SMALL, *(f"data.{stream}.crop={SMALL_CROP}" for stream in training_streams(file)), *own]
-
-
 def short_run(method: str, folder: Path, device: str) -> tuple[list[str], Path]:
     """What follows `python -m da train` for some updates of the method's miniature experiment, on a few images drawn
     into `folder`, and where the run will be below the folder of all runs."""
     bench.write_pairs(folder / "images", 4, (320, 160))
     data = {"dataset": "gta5", "root": str(folder / "images"), "split": "all"}
-    file = experiment(method, "mini")
-    streams = training_streams(file)
+    file = bench.experiment(method, "mini")
+    streams = bench.training_streams(file)
     words = [f"data.{stream}.{key}={value}" for stream in [*streams, "val"] for key, value in data.items()]
     words += [*(f"data.{stream}.labels=null" for stream in streams if stream != "target"), *SHORT]
     words += [f"run.device={device}"]
-    words += [*small_settings(method, file), "run.precision=fp32"] if device == "cpu" else []
+    words += [*bench.small_settings(method, file), "run.precision=fp32"] if device == "cpu" else []
     config = load_config([file], words)
     if config.init:  # any weights do, and there may be no run of the segmenter here
         start = folder / "segmenter.pt"

@@ -328,8 +328,6 @@ def test_held_out_images_have_the_size_that_the_evaluation_asks_for(tmp_path, gt
 def test_a_held_out_image_that_is_too_small_is_named_before_the_first_update(tmp_path, gta5_root, cityscapes_root):
     small = sorted((cityscapes_root / "leftImg8bit/val").rglob("*.png"))[-1]
     Image.fromarray(np.zeros((20, 64, 3), np.uint8)).save(small)
-    with pytest.raises(
-        UserError, match=f"data.val: {small}: method.patch: asks for 32 pixels a side, of"
-    ):
+    with pytest.raises(UserError, match=f"data.val: {small}: method.patch: asks for 32 pixels a side, of"):
         train(tiny("rotation", gta5_root, cityscapes_root), tmp_path)
     assert not list(tmp_path.rglob("checkpoints/*.pt"))
