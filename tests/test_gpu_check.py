@@ -62,7 +62,7 @@ def test_every_trainer_can_be_measured(method, monkeypatch):
 
 
 def test_the_size_of_an_image_is_the_full_experiments(monkeypatch):
-    monkeypatch.setattr(gpu_check, "SMALL_CROP", "null")
+    monkeypatch.setattr(gpu_check.bench, "SMALL_CROP", "null")
     asked = []
 
     def batch(*given):
@@ -77,7 +77,7 @@ def test_the_size_of_an_image_is_the_full_experiments(monkeypatch):
 
 def test_a_loss_that_is_not_finite_fails(monkeypatch):
     monkeypatch.setattr(gpu_check, "TIMED_MS", 0)
-    monkeypatch.setattr(gpu_check, "SMALL", (*gpu_check.SMALL, "method.lr=1e20"))
+    monkeypatch.setattr(gpu_check.bench, "SMALL", (*gpu_check.bench.SMALL, "method.lr=1e20"))
     with pytest.raises(FloatingPointError, match="loss/seg"):
         gpu_check.step_row("source_only", "cpu", "fp32", False)
 
