@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
@@ -35,18 +33,18 @@ from da.data.transforms import FolderConfig
 from da.engine import checkpoint, dist, lock, run_files
 from da.engine.log import bar, say
 from da.engine.loop import Loop, Scalars
-from da.engine.stepper import Stepper, Trains, seed_everything, set_deterministic
+from da.engine.stepper import Stepper, Trains, set_deterministic
 from da.engine.stop import StopRequests, seconds
 from da.evaluation import visualize
-from da.evaluation.infer import at_input_size, predict_entropy, predict_labels
+from da.evaluation.infer import predict_entropy, predict_labels
 from da.evaluation.metrics import ConfusionMatrix, scores
 from da.evaluation.reference import read_references
 from da.evaluation.report import table
 from da.labels import DEFAULT, IGNORE, LabelSpace, label_space
-from da.nets.generator import quantise
 from da.nets.pspnet import is_of_encoder
 from da.nets.weights import load_modules
 from da.pictures import of_training
+from da.pretraining import examine, require_large_images
 from da.trainers import base, pretext
 from da.trial import fastest_here
 
@@ -164,7 +162,7 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     )
 
     if isinstance(trainer, pretext.Trainer) and dist.is_main():
-        _require_large_images(trainer, config)
+        require_large_images(trainer, config)
 
     def validate(step: int, limit: int | None) -> Scalars:
         watch = stop.watch if limit is None else lambda items, _: stop.awaited(items)
@@ -354,48 +352,6 @@ def _network(init: str) -> tuple[Path, dict[str, Any]]:
     raise UserError(f"init: {path} holds no segmenter; give a run or its checkpoint (a backbone: model.weights=...)")
 
 
-def _require_large_images(trainer: pretext.Trainer, config: base.Experiment) -> None:
-    """
-    Raises:
-        UserError: a validation image is too small for the task; it would show only when its turn comes.
-    """
-    val = config.data.val
-    for sample in folders.find(val.dataset).index(resolve_root(val), val.split, with_labels=False):
-        if config.eval.input_size is None:
-            with Image.open(sample.image) as file:
-                size = file.size
-        else:
-            size = config.eval.input_size
-        if min(size) < trainer.side:
-            raise UserError(f"data.val: {sample.image}: {trainer.too_small(*size)}")
-
-
-def examine(
-    trainer: pretext.Trainer,
-    stepper: Stepper,
-    config: base.Experiment,
-    val: Loaded[ValSample],
-    limit: int | None,
-    watch: Callable[[Iterable[ValSample], int], Iterable[ValSample]],
-) -> tuple[Scalars, np.ndarray]:
-    """The mean figures of a task without labels over `val`, and `run.pictures` rows of its pictures."""
-    stepper.agree()
-    stepper.eval()
-    found: list[dict[str, float]] = []
-    rows: list[list[np.ndarray]] = []
-    count = limit or len(val)
-    for sample in bar(watch(islice(val, limit), count), "validation", count):
-        image = at_input_size(sample.image.to(stepper.device, non_blocking=True), config.eval)[None].float() / 255
-        seed_everything(config.seed, "validation", sample.name)
-        with torch.no_grad(), stepper.autocast():
-            found.append({name: float(value) for name, value in trainer.examine(image).items()})
-            if len(rows) < config.run.pictures and dist.is_main():
-                rows.append([visualize.to_picture(quantise(part[0])) for part in trainer.illustrate(image)])
-    every = [figures for of_rank in dist.gather(found) for figures in of_rank]
-    means = {name: math.fsum(figures[name] for figures in every) / len(every) for name in every[0]}
-    return means, visualize.grid(rows, trainer.example_titles, config.data.classes)
-
-
 def evaluate(
     stepper: Stepper,
     config: base.Experiment,
@@ -502,10 +458,7 @@ def _identity(val: FolderConfig, with_labels: bool) -> dict[str, Any]:
     """Which images a number was measured on: how many, the size (width, height) of their labels (without labels, of the
     images) where it is the same for all, and a hash of all names and of the pixels of three."""
     samples = folders.find(val.dataset).index(resolve_root(val), val.split, with_labels)
-    sizes = set()
-    for sample in samples:
-        with Image.open(sample.label or sample.image) as file:
-            sizes.add(file.size)
+    sizes = {folders.image_size(sample.label or sample.image) for sample in samples}
     digest = _hash_of(sample.name for sample in samples)
     for sample in (samples[0], samples[len(samples) // 2], samples[-1]):
         digest.update(folders.read_image(sample.image).tobytes())

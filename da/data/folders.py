@@ -321,6 +321,19 @@ def read_image(path: Path) -> np.ndarray:
         raise unreadable(path, error) from error
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image, from its head.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except DECODE_ERRORS as error:
+        raise unreadable(path, error) from error
+
+
 def to_rgb(image: Image.Image) -> np.ndarray:
     """A picture as (H, W, 3) uint8 RGB: grey is repeated, transparency dropped, 16 bits and floats (of white 1, 255 or
     65535) brought to 8 bits."""

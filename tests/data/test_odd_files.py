@@ -152,7 +152,7 @@ def test_names_that_are_not_utf8(tmp_path, monkeypatch):
     from da.data.transforms import FolderConfig
     from da.run import _identity
 
-    found = _identity(FolderConfig(dataset="cityscapes", root=str(tmp_path), split="val"))
+    found = _identity(FolderConfig(dataset="cityscapes", root=str(tmp_path), split="val"), with_labels=True)
     assert found["count"] == 1
 
 
