@@ -161,7 +161,10 @@ def check_launch(words: list[str]) -> None:
         assert all("=" in word for word in given[2:]), words
         return
     if script.name in ("ladder.sh", "few_labels.sh", "gpu_check.sh"):
-        assert not given or (REPOSITORY / "experiments" / given[0]).is_dir(), words
+        if script.name == "few_labels.sh":
+            load_config([str(REPOSITORY / "experiments/mini/finetune.yaml")], settings(given))
+        else:
+            assert not given or (REPOSITORY / "experiments" / given[0]).is_dir(), words
         variables = [word.partition("=")[0] for word in before if "=" in word]
         assert all(re.search(rf"^#   {variable}=", text, re.M) for variable in variables), words
         return

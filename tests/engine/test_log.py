@@ -65,7 +65,9 @@ def test_a_run_begun_again_holds_each_point_once_and_one_layout(tmp_path):
     for start in (0, 0, 2, 3):  # killed before the first checkpoint, and after those of updates 2 and 3
         log = RunLog(tmp_path, start)
         log.scalars(4, {"val/mIoU": 30.0})
-        log.result(4, {"trainer": "source_only", "seed": 0, "method.adamw": {"lr": 0.1}, "method.gan": True}, {"mIoU": 30.0})
+        log.result(
+            4, {"trainer": "source_only", "seed": 0, "method.adamw": {"lr": 0.1}, "method.gan": True}, {"mIoU": 30.0}
+        )
         log.close()
     board = read(tmp_path)
     for tag in ("val/mIoU", "Result/mIoU"):
