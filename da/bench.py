@@ -504,6 +504,7 @@ def training_streams(file: str) -> list[str]:
 
 
 def small_settings(method: str, file: str) -> list[str]:
+    """What makes the method's experiment `file` so small that an update takes a fraction of a second on a CPU."""
     fields = base.find(method).Config.model_fields
     own = [f"method.{key}={value}" for key, value in SMALL_METHOD.items() if key in fields]
     return [*SMALL, *(f"data.{stream}.crop={SMALL_CROP}" for stream in training_streams(file)), *own]

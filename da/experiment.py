@@ -46,3 +46,12 @@ class Experiment(Section):
         if self.loss.lambda_presence and not self.model.presence:
             raise ValueError("loss.lambda_presence: needs model.presence=true; add it, or set to 0")
         return self
+
+    def require_aux(self, *weights: str) -> None:
+        """
+        Raises:
+            UserError: one of the method's `weights` is for the auxiliary head, and the model has none.
+        """
+        found = [f"method.{name}" for name in weights if getattr(self.method, name)]
+        if found and not self.model.aux:
+            raise UserError(f"{', '.join(found)}: needs model.aux=true; add it, or set to 0")

@@ -17,10 +17,10 @@ from da.engine.stepper import Stepper, seed_everything
 from da.evaluation import visualize
 from da.evaluation.infer import at_input_size
 from da.nets.generator import quantise
-from da.trainers import base, pretext
+from da.trainers import base, base_pretext
 
 
-def require_large_images(trainer: pretext.Trainer, config: base.Experiment) -> None:
+def require_large_images(trainer: base_pretext.Trainer, config: base.Experiment) -> None:
     """
     Raises:
         UserError: a validation image is too small for the task; it would show only when its turn comes.
@@ -33,7 +33,7 @@ def require_large_images(trainer: pretext.Trainer, config: base.Experiment) -> N
 
 
 def examine(
-    trainer: pretext.Trainer,
+    trainer: base_pretext.Trainer,
     stepper: Stepper,
     config: base.Experiment,
     val: Loaded[ValSample],

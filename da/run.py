@@ -45,7 +45,7 @@ from da.nets.pspnet import is_of_encoder
 from da.nets.weights import load_modules
 from da.pictures import of_training
 from da.pretraining import examine, require_large_images
-from da.trainers import base, pretext
+from da.trainers import base, base_pretext
 from da.trial import fastest_here
 
 UNTRAINED = "its segmenter is untrained (init: null), so its scores say nothing; look at the pictures"
@@ -135,7 +135,8 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
     began = time.time()
     trainer = base.build(config)
     report = trainer.weights_report = trainer.encoder.load_report.as_dict()
-    if not (trainer.segmenter_is_trained or trainer.is_pretext):
+    note = {} if trainer.segmenter_is_trained or trainer.is_pretext else {"note": UNTRAINED}
+    if note:
         say(f"{where}: {UNTRAINED}")
     if not checkpoint.find_last(where / "checkpoints"):
         say(trainer.encoder.load_report.text())
@@ -161,12 +162,12 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         with_labels=not trainer.is_pretext,
     )
 
-    if isinstance(trainer, pretext.Trainer) and dist.is_main():
+    if isinstance(trainer, base_pretext.Trainer) and dist.is_main():
         require_large_images(trainer, config)
 
     def validate(step: int, limit: int | None) -> Scalars:
         watch = stop.watch if limit is None else lambda items, _: stop.awaited(items)
-        if isinstance(trainer, pretext.Trainer):
+        if isinstance(trainer, base_pretext.Trainer):
             figures, picture = examine(trainer, stepper, config, val, limit, watch)
             if loop.log and limit is None:
                 loop.log.picture(step, "val/examples", picture)
@@ -228,7 +229,6 @@ def _train(config: base.Experiment, where: Path, device: torch.device, stop: Sto
         )
     )
     if dist.is_main():
-        note = {} if trainer.segmenter_is_trained or trainer.is_pretext else {"note": UNTRAINED}
         _finish(where, config, loop.best, time.time() - began, {"weights_report": report, **note})
     dist.barrier()
 
@@ -448,7 +448,7 @@ def protocol(config: base.Experiment) -> dict[str, Any]:
         "weights": config.model.weights,
         "val": config.data.val.model_dump(mode="json"),
         "classes": config.data.classes.dump(),
-        "protocol": config.eval.model_dump(mode="json", include=pretext.EVAL_KEYS if trainer.is_pretext else None),
+        "protocol": config.eval.model_dump(mode="json", include=base_pretext.EVAL_KEYS if trainer.is_pretext else None),
         "precision": config.run.precision,
         "images": _identity(config.data.val, with_labels=not trainer.is_pretext),
     }

@@ -15,7 +15,7 @@ from da.data.transforms import DomainConfig
 from da.engine import dist, run_files
 from da.engine.log import say
 from da.engine.stepper import bf16_is_worth_a_trial, definite, fastest, to_channels_last
-from da.trainers import base, pretext
+from da.trainers import base, base_pretext
 
 
 def fastest_here(config: base.Experiment, where: Path, device: torch.device) -> base.Experiment:
@@ -55,7 +55,7 @@ def _trial(config: base.Experiment, formats: list[bool]) -> Callable[[dict[str, 
     def images(domain: DomainConfig) -> Tensor:
         width, height = domain.crop or domain.size or (320, 160)
         shrink = min(1.0, 256 / math.sqrt(width * height))
-        if isinstance(trainer := trainers[formats[0]], pretext.Trainer):  # which cuts squares of a size of its own
+        if isinstance(trainer := trainers[formats[0]], base_pretext.Trainer):  # which cuts squares of a size of its own
             width, height, shrink = max(width, trainer.side), max(height, trainer.side), 1.0
         shape = (count, 3, int(height * shrink), int(width * shrink))
         return (torch.arange(math.prod(shape)) * 37 % 251).to(torch.uint8).view(shape)

@@ -21,15 +21,8 @@ done
 [ -e "$here/lib.sh" ] || { echo "error: no launch/lib.sh in $PWD; submit from the project folder" >&2; exit 2; }
 source "$here/lib.sh"
 
-seed=0
-for word in "$@"; do
-  case ${word%%=*} in
-    seed) seed=${word#*=} ;;
-    name | experiment | method.beta | method.lambda_pseudo)
-      echo "error: $word: the chain sets it; other windows are BETAS=..., another chain is RUNS=another/folder" >&2
-      exit 2 ;;
-  esac
-done
+refuse_settings "name experiment method.beta method.lambda_pseudo" "other windows are BETAS=..., " "$@"
+seed=$(read_seed "$@")
 table=$(choose_table gta2city "GTA5_ROOT CITYSCAPES_ROOT")
 runs=$RUNS/$table labels=$RUNS/$table/fda_pseudo_labels-seed$seed
 BETAS=${BETAS:-0.01 0.05 0.09}

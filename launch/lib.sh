@@ -101,6 +101,26 @@ choose_table() {
   echo "$table"
 }
 
+# refuse_settings KEYS HINT [section.key=value ...]: KEYS are those that a chain sets itself; HINT says what to do instead.
+refuse_settings() {
+  local word
+  for word in "${@:3}"; do
+    if [[ " $1 " == *" ${word%%=*} "* ]]; then
+      echo "error: $word: the chain sets it; ${2}another chain is RUNS=another/folder" >&2
+      exit 2
+    fi
+  done
+}
+
+# read_seed [section.key=value ...]: prints the seed that they give, or 0.
+read_seed() {
+  local word seed=0
+  for word in "$@"; do
+    case $word in seed=*) seed=${word#*=} ;; esac
+  done
+  echo "$seed"
+}
+
 # train_table TABLE ROOTS NAME [section.key=value ...]
 # Trains NAME.yaml of experiments/TABLE, or of experiments/mini where a root is not set, and writes the page that compares
 # the runs of that table. EXPERIMENT replaces NAME. Returns what `run_on` returns.

@@ -25,17 +25,11 @@ done
 [ -e "$here/lib.sh" ] || { echo "error: no launch/lib.sh in $PWD; submit from the project folder" >&2; exit 2; }
 source "$here/lib.sh"
 
-seed=0
-for word in "$@"; do
-  case $word in seed=*) seed=${word#*=} ;; esac
-done
-for word in "${@/#seed=*/}" ${PRETRAIN:-} ${FINETUNE:-}; do
-  case ${word%%=*} in
-    seed | name | experiment | init | method.from_scratch)
-      echo "error: $word: the chain sets it; another chain is RUNS=another/folder" >&2
-      exit 2 ;;
-  esac
-done
+own="name experiment init method.from_scratch"
+refuse_settings "$own" "" "$@"
+# shellcheck disable=SC2086  # settings are words
+refuse_settings "seed $own" "a seed is for all runs; " ${PRETRAIN:-} ${FINETUNE:-}
+seed=$(read_seed "$@")
 TASKS=${TASKS:-rotation jigsaw inpainting}
 LABELS=${LABELS:-20}
 table=${PAIR:-$(choose_table gta2city "GTA5_ROOT CITYSCAPES_ROOT")}

@@ -58,7 +58,7 @@ class Trainer(base.Trainer):
             self.lambda_adv = {}
         elif not self.lambda_adv:
             raise UserError("method: both lambda_adv are 0; say method.target_forward_only=true, or use source_only")
-        base.check_aux(config, "lambda_aux", "lambda_adv_aux")
+        config.require_aux("lambda_aux", "lambda_adv_aux")
         self.segmenter = PSPNet(config.model, len(self.classes))
         self.d = {level: OutputDiscriminator(len(self.classes)) for level in self.lambda_adv}
 

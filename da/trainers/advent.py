@@ -51,7 +51,7 @@ class Trainer(base.Trainer):
         self.lambda_adv = {level: weight for level, weight in weights.items() if weight}
         if not self.lambda_adv:
             raise UserError("method: both lambda_adv are 0; use source_only")
-        base.check_aux(config, "lambda_aux", "lambda_adv_aux")
+        config.require_aux("lambda_aux", "lambda_adv_aux")
         self.segmenter = PSPNet(config.model, len(self.classes))
         self.d = {level: OutputDiscriminator(len(self.classes)) for level in self.lambda_adv}
 

@@ -38,7 +38,7 @@ class Trainer(ABC):
     headline: ClassVar[Mapping[str, str]] = {"loss/seg": "loss"}
     takes_other_classes: ClassVar[bool] = False  # True: of an `init` with other classes it replaces the classifiers
     is_translation: ClassVar[bool] = False  # True: it trains generators, and its score is that of a frozen segmenter
-    is_pretext: ClassVar[bool] = False  # True: it trains an encoder and no segmenter, and opens no label (`pretext`)
+    is_pretext: ClassVar[bool] = False  # True: it trains an encoder alone, and opens no label (`base_pretext`)
     score: ClassVar[str] = "mIoU"  # the figure of a validation that says how good it is; the higher the better
     example_titles: ClassVar[tuple[str, ...]] = ()  # of the columns of `examples`
 
@@ -166,19 +166,9 @@ def freeze(modules: list[nn.Module], frozen: bool) -> None:
         module.requires_grad_(not frozen)
 
 
-def check_aux(config: Experiment, *weights: str) -> None:
-    """
-    Raises:
-        UserError: one of the method's `weights` is for the auxiliary head, and the model has none.
-    """
-    found = [f"method.{name}" for name in weights if getattr(config.method, name)]
-    if found and not config.model.aux:
-        raise UserError(f"{', '.join(found)}: needs model.aux=true; add it, or set to 0")
-
-
 def methods() -> list[str]:
-    """Names of all methods in this folder."""
-    return sorted(m.name for m in pkgutil.iter_modules(da.trainers.__path__) if m.name not in ("base", "pretext"))
+    """Names of all methods in this folder; what is called `base...` is a contract."""
+    return sorted(m.name for m in pkgutil.iter_modules(da.trainers.__path__) if not m.name.startswith("base"))
 
 
 def find(name: str) -> ModuleType:

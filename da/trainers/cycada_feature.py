@@ -61,7 +61,7 @@ class Trainer(base.Trainer):
         super().__init__(config)
         self.method: Config = config.method
         m = self.method
-        base.check_aux(config, "lambda_aux")
+        config.require_aux("lambda_aux")
         self.segmenter = PSPNet(config.model, len(self.classes))
         if m.discriminate == "scores":
             self.d = FeatureDiscriminator(len(self.classes), (512, 256), m.dropout_d)

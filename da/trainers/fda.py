@@ -54,7 +54,7 @@ class Trainer(base.Trainer):
     def __init__(self, config: base.Experiment) -> None:
         super().__init__(config)
         self.method: Config = config.method
-        base.check_aux(config, "lambda_aux")
+        config.require_aux("lambda_aux")
         self.learns_from_pseudo_labels = self.method.lambda_pseudo > 0
         self.segmenter = PSPNet(config.model, len(self.classes))
         self.modules = {"segmenter": self.segmenter}

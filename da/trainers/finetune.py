@@ -54,7 +54,7 @@ class Trainer(base.Trainer):
         super().__init__(config)
         self.method: Config = config.method
         m = self.method
-        base.check_aux(config, "lambda_aux")
+        config.require_aux("lambda_aux")
         self.segmenter = PSPNet(config.model, len(self.classes))
         self.encoder_weights, heads = self.segmenter.parameter_groups()  # those that train
         if m.head_steps and not heads:

@@ -35,7 +35,7 @@ from da.nets.discriminator import PatchDiscriminator
 from da.nets.generator import to_generator
 from da.nets.optimizers import Betas, SegmenterAdamW
 from da.nets.pretext import EncoderWithHead, FillingHead
-from da.trainers import base, pretext
+from da.trainers import base, base_pretext
 
 
 class Config(SegmenterAdamW):
@@ -61,7 +61,7 @@ class Config(SegmenterAdamW):
         return self
 
 
-class Trainer(pretext.Trainer):
+class Trainer(base_pretext.Trainer):
     headline: ClassVar = {"loss/rec": "error in the hole"}
     score: ClassVar[str] = "psnr"
     example_titles: ClassVar = ("patch", "with its hole", "filled in")

@@ -35,7 +35,7 @@ from da.engine.stepper import Backward
 from da.experiment import Experiment
 from da.nets.optimizers import SegmenterSGD
 from da.nets.pretext import EncoderWithHead, JigsawHead
-from da.trainers import pretext
+from da.trainers import base_pretext
 
 SIDE = 3  # tiles
 TILES = SIDE * SIDE
@@ -58,7 +58,7 @@ class Config(SegmenterSGD):
         return self
 
 
-class Trainer(pretext.Trainer):
+class Trainer(base_pretext.Trainer):
     headline: ClassVar = {"loss/jigsaw": "loss", "accuracy/jigsaw": "puzzles solved"}
     score: ClassVar[str] = "accuracy"
     side_setting: ClassVar[str] = "method.cell"

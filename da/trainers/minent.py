@@ -47,7 +47,7 @@ class Trainer(base.Trainer):
     def __init__(self, config: base.Experiment) -> None:
         super().__init__(config)
         self.method: Config = config.method
-        base.check_aux(config, "lambda_aux", "lambda_ent_aux")
+        config.require_aux("lambda_aux", "lambda_ent_aux")
         self.needs_class_shares = self.method.lambda_prior > 0
         self.segmenter = PSPNet(config.model, len(self.classes))
         self.modules = {"segmenter": self.segmenter}

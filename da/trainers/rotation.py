@@ -28,7 +28,7 @@ from da.engine.stepper import Backward
 from da.experiment import Experiment
 from da.nets.optimizers import SegmenterSGD
 from da.nets.pretext import EncoderWithHead
-from da.trainers import pretext
+from da.trainers import base_pretext
 
 
 class Config(SegmenterSGD):
@@ -37,7 +37,7 @@ class Config(SegmenterSGD):
     patch: PositiveInt = 224  # side of a patch in pixels; as many as fit are cut from each image or crop
 
 
-class Trainer(pretext.Trainer):
+class Trainer(base_pretext.Trainer):
     headline: ClassVar = {"loss/rotation": "loss", "accuracy/rotation": "turns told"}
     score: ClassVar[str] = "accuracy"
     example_titles: ClassVar = ("patch", "turned", "turned back as it says")

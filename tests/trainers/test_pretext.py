@@ -16,9 +16,9 @@ from da.engine import checkpoint
 from da.nets.pretext import FillingHead
 from da.run import _initialise, train
 from da.trainers import base
+from da.trainers.base_pretext import squares
 from da.trainers.inpainting import centre_hole, centre_side, random_holes
 from da.trainers.jigsaw import SIDE, cut_tiles, own_normalised, permutation_set
-from da.trainers.pretext import squares
 from da.trainers.rotation import turned
 
 TASKS = [method for method in base.methods() if base.find(method).Trainer.is_pretext]
