@@ -78,6 +78,7 @@ class Trainer(base.Trainer):
 
 
 def squares(image: Tensor, side: int) -> Tensor:
+    """`Trainer.squares`: (B, 3, H, W) -> (B * n, 3, side, side), row by row; H and W are not below `side`."""
     height, width = image.shape[-2:]
     rows, columns = height // side, width // side
     top, left = (height - rows * side) // 2, (width - columns * side) // 2
