@@ -74,7 +74,7 @@ class Trainer(base.Trainer):
         Raises:
             UserError: all weights are random.
         """
-        if fresh >= self.segmenter.state_dict().keys() and not self.method.from_scratch:
+        if not self.method.from_scratch and fresh >= self.segmenter.state_dict().keys():
             raise UserError(
                 "init: nothing to start from; name a run or a checkpoint, or an encoder in model.weights (for a "
                 "baseline without: method.from_scratch=true)"

@@ -57,7 +57,8 @@ class Config(SegmenterAdamW):
     @model_validator(mode="after")
     def _something_is_missing(self) -> "Config":
         if self.mask == "centre" and 2 * self.overlap >= (side := centre_side(self.patch, self.share)):
-            raise ValueError(f"overlap: two bands of {self.overlap} pixels leave nothing of a hole of {side} a side")
+            hole = f"method.patch={self.patch} and method.share={self.share} make {side} pixels a side"
+            raise ValueError(f"method.overlap={self.overlap}: two bands of it leave nothing of the hole; {hole}")
         return self
 
 

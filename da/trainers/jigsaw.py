@@ -54,7 +54,7 @@ class Config(SegmenterSGD):
     @model_validator(mode="after")
     def _tile_fits(self) -> "Config":
         if self.tile > self.cell:
-            raise ValueError(f"tile: {self.tile} pixels do not fit into a cell of {self.cell}")
+            raise ValueError(f"method.tile={self.tile} does not fit into method.cell={self.cell}")
         return self
 
 

@@ -130,7 +130,7 @@ class TestJigsaw:
         assert (back[0, 0].where(back[0, 0] < 1, -1).amax(1)[7::14].diff() > 0).all()
 
     def test_a_tile_larger_than_its_cell_is_refused(self, make):
-        with pytest.raises(UserError, match=r"tile: 20 pixels do not fit into a cell of 14"):
+        with pytest.raises(UserError, match=r"method.tile=20 does not fit into method.cell=14"):
             make("jigsaw", "method.tile=20")
 
 
@@ -174,7 +174,7 @@ class TestInpainting:
     @pytest.mark.parametrize(
         ("setting", "said"),
         [
-            ("method.overlap=8", "overlap: two bands of 8 pixels leave nothing of a hole of 16 a side"),
+            ("method.overlap=8", "method.overlap=8: two bands of it leave nothing of the hole; method.patch=32"),
             ("method.overlap=2000000000", "method.overlap: "),
             ("method.patch=15", "method.patch: 15 pixels are less than two cells of the encoder; raise it"),
         ],
