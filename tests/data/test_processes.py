@@ -107,7 +107,9 @@ def test_a_function_that_crashes_its_process_harms_nobody():
 def test_processes_of_a_pool_end_with_the_main_one(number, tmp_path):
     script = tmp_path / "main.py"
     script.write_text(
-        "import time\nfrom da.data import processes\nif __name__ == '__main__':\n"
+        "import signal, time\nfrom da.data import processes\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored\n"
+        "if __name__ == '__main__':\n"
         "    with processes.pool(2) as pool:\n"
         "        print(*pool.map(abs, [1, 2]), flush=True)\n"
         "        list(pool.map(time.sleep, [2] * 100))\n"
